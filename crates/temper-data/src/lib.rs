@@ -1,0 +1,1 @@
+//! Conversations, chat templates, tokenizers, data formats, loss masks, packing and samplers.

@@ -1,0 +1,1 @@
+//! Tasks, verifiers, rewards and procedural task families.

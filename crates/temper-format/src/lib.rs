@@ -1,0 +1,1 @@
+//! Named host arrays and their files: safetensors and GGUF codecs, atomic writes.

@@ -1,0 +1,1 @@
+//! Transformer, KV cache, generation engine, load and save.

@@ -1,0 +1,1 @@
+//! Recipes, stages, loops, rollouts, ledger, checkpoints and evaluation.
