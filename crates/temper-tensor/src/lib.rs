@@ -1,1 +1,57 @@
 //! The engine: buffers, fused operations with hand-written backward, tape, GEMM, attention, head terms, optimiser step.
+//!
+//! How it is used:
+//!
+//! ```no_run
+//! # fn main() -> temper_tensor::Result<()> {
+//! use std::sync::Arc;
+//! use temper_tensor::{AttnShape, Cpu, GradSink, Grads, Ops, Params, Segments, Tape};
+//!
+//! let ops = Cpu::new();
+//! let mut params = Params::new();
+//! let embed = params.add_matrix("embed", 100, 32, &vec![0.1; 3200])?; // [V, C], row-major
+//! let norm = params.add_vector(&ops, "norm", &[1.0; 32])?;
+//! let mut grads = Grads::zeros(&ops, &params)?;
+//!
+//! let tape = Tape::new(&ops, &params, true);
+//! let x = tape.embedding(embed, &[1, 2, 3])?; // [N, C]
+//! let x = tape.rms_norm(&x, norm, 1e-5)?;
+//! let d = ops.upload(3, 32, &[1.0; 96])?; // gradient of the loss with respect to x
+//! tape.backward(&x, d, &mut GradSink::Accumulate(&mut grads))?;
+//! # Ok(()) }
+//! ```
+//!
+//! Promises: one output element's order of additions depends on its own reduction length alone (never on the number of
+//! rows, their place, their neighbours or the number of threads), so that sampling and training agree bitwise. Tensor
+//! contents are reached through [`Ops`] alone, so that a second device is a second implementation of that trait.
+
+mod attention;
+mod buf;
+mod cpu;
+mod error;
+mod gemm;
+mod head;
+mod isa;
+mod kernels;
+mod kv;
+mod ops;
+mod optim;
+mod panels;
+mod params;
+mod segments;
+mod sink;
+mod tape;
+
+pub use buf::Buf;
+pub use cpu::Cpu;
+pub use error::{Error, Result};
+pub use head::{HeadCoef, HeadSpec, HeadTerms};
+pub use isa::{Isa, isa};
+pub use kv::{CacheSlot, KvCache, KvPage, PAGE};
+pub use ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};
+pub use optim::{AdamState, AdamStep, AdamW, adamw_step, clip_scale, grad_norm};
+pub use panels::{LANES, Panels};
+pub use params::{Grad, Grads, Param, ParamId, ParamValue, Params, Weight};
+pub use segments::{Segment, Segments};
+pub use sink::{Examples, GradSink, Held};
+pub use tape::{Hooks, InputGrads, Tape, Var};
