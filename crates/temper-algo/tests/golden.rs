@@ -1,0 +1,123 @@
+//! Agreement with TRL 1.16 and transformers 5.23 in f64; tests/golden/grpo_loss.py made the numbers and says how.
+
+use serde::Deserialize;
+use temper_algo::{
+    Advantage, KlEstimator, KlPenalty, PolicyObjective, Ratio, Rows, Schedule, SequenceMask, Surrogate, Weighting,
+};
+
+#[derive(Deserialize)]
+struct File<T> {
+    cases: Vec<T>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    loss_type: String,
+    level: String,
+    clip_low: f64,
+    clip_high: f64,
+    beta: f64,
+    scale_rewards: bool,
+    max_tokens: u32,
+    rewards: Vec<Vec<f64>>,
+    adv: Vec<Vec<f64>>,
+    mask: Vec<Vec<f32>>,
+    logp: Vec<Vec<f64>>,
+    logp_old: Vec<Vec<f64>>,
+    logp_ref: Vec<Vec<f64>>,
+    loss: f64,
+    d_logp: Vec<Vec<f64>>,
+    metrics: std::collections::BTreeMap<String, f64>,
+}
+
+fn objective(c: &Case) -> PolicyObjective {
+    PolicyObjective {
+        advantage: if c.scale_rewards { Advantage::default() } else { Advantage::GroupMean {} },
+        ratio: if c.level == "token" { Ratio::Token {} } else { Ratio::Sequence {} },
+        surrogate: Surrogate::Clip { clip_low: c.clip_low, clip_high: c.clip_high },
+        kl: (c.beta > 0.0).then_some(KlPenalty { estimator: KlEstimator::K3 {}, beta: c.beta }),
+        entropy: None,
+        weighting: match c.loss_type.as_str() {
+            "grpo" => Weighting::Sequence {},
+            "dr_grpo" => Weighting::Constant { tokens: c.max_tokens },
+            // bnpo averages over the tokens of a micro-batch, dapo over those of the step; with one micro-batch they agree.
+            "bnpo" | "dapo" => Weighting::Token {},
+            other => panic!("{other}"),
+        },
+    }
+}
+
+fn close(got: f64, expected: f64) -> bool {
+    (got - expected).abs() <= 1e-12 + 1e-10 * expected.abs()
+}
+
+#[test]
+fn losses_gradients_and_metrics_agree_with_trl() {
+    let file: File<Case> = serde_json::from_str(include_str!("../../../tests/golden/algo/grpo_loss.json")).unwrap();
+    assert_eq!(file.cases.len(), 11);
+    for (i, c) in file.cases.iter().enumerate() {
+        let objective = objective(c);
+        let adv: Vec<f64> = c.rewards.iter().flat_map(|group| objective.advantage.advantages(group)).collect();
+        // Groups of equal rewards are exact zeros here and rounding noise over eps (up to 1e-12) there.
+        assert!(adv.iter().zip(c.adv.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-11), "case {i}: {adv:?}");
+
+        let step: Vec<SequenceMask> = c.mask.iter().map(|mask| SequenceMask::new(0, mask)).collect();
+        let weight = objective.weighting.weights(&step).unwrap().concat();
+        let sequences: Vec<usize> = c.mask.iter().map(Vec::len).collect();
+        let adv: Vec<f64> = adv.iter().zip(&sequences).flat_map(|(a, n)| vec![*a; *n]).collect();
+        let (logp, old, reference) = (c.logp.concat(), c.logp_old.concat(), c.logp_ref.concat());
+        let rows = Rows {
+            logp: &logp,
+            logp_old: Some(&old),
+            logp_ref: Some(&reference),
+            entropy: None,
+            adv: &adv,
+            weight: &weight,
+            sequences: &sequences,
+        };
+        let terms = objective.token_terms(&rows).unwrap();
+        assert!(close(terms.loss, c.loss), "case {i} {}: loss {} {}", c.loss_type, terms.loss, c.loss);
+        for (row, (got, expected)) in terms.d_logp.iter().zip(c.d_logp.iter().flatten()).enumerate() {
+            assert!(close(*got, *expected), "case {i} {}: row {row}: {got} {expected}", c.loss_type);
+        }
+        let entries: std::collections::BTreeMap<_, _> = terms.metrics.entries().into_iter().collect();
+        // TRL counts sequences at the sequence level and also empty ones; we count tokens throughout.
+        let token_level = c.level == "token";
+        for (name, expected) in c.metrics.iter().filter(|(name, _)| token_level || *name == "kl") {
+            assert!(
+                (entries[name.as_str()] - expected).abs() < 1e-6,
+                "case {i}: {name} {} {expected}",
+                entries[name.as_str()]
+            );
+        }
+        assert_eq!(c.metrics.contains_key("kl"), c.beta > 0.0);
+    }
+}
+
+#[derive(Deserialize)]
+struct ScheduleCase {
+    kind: String,
+    warmup_steps: u64,
+    total: u64,
+    #[serde(default)]
+    min_ratio: f64,
+    values: Vec<f64>,
+}
+
+#[test]
+fn schedules_agree_with_transformers() {
+    let file: File<ScheduleCase> =
+        serde_json::from_str(include_str!("../../../tests/golden/algo/schedule.json")).unwrap();
+    for c in file.cases {
+        let (warmup_steps, warmup_ratio, min_ratio) = (Some(c.warmup_steps), None, c.min_ratio);
+        let schedule = match c.kind.as_str() {
+            "constant" => Schedule::Constant { warmup_steps, warmup_ratio },
+            "linear" => Schedule::Linear { warmup_steps, warmup_ratio, min_ratio },
+            _ => Schedule::Cosine { warmup_steps, warmup_ratio, min_ratio },
+        };
+        for (step, expected) in c.values.iter().enumerate() {
+            let got = schedule.value(step as u64, c.total);
+            assert!((got - expected).abs() < 1e-12, "{} {step}: {got} {expected}", c.kind);
+        }
+    }
+}
