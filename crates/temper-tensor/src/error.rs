@@ -37,6 +37,18 @@ pub enum Error {
         /// The number of entries.
         len: usize,
     },
+    /// A number is outside its domain.
+    #[error("`{op}`: {what} is {got}, expected {expected}")]
+    Value {
+        /// The operation.
+        op: &'static str,
+        /// Which of its arguments.
+        what: &'static str,
+        /// The value found.
+        got: String,
+        /// What would have been right.
+        expected: &'static str,
+    },
     /// A list of segments is not a valid batch layout.
     #[error("segment {segment}: {why}")]
     Segment {
@@ -64,6 +76,14 @@ pub enum Error {
         got: usize,
         /// The value expected.
         expected: usize,
+    },
+    /// `TEMPER_ISA` names no level that this processor offers.
+    #[error("TEMPER_ISA is `{value}`, expected one of {expected}")]
+    Isa {
+        /// The variable's value.
+        value: String,
+        /// The levels that would work.
+        expected: String,
     },
     /// The parameter is a matrix where a vector is needed, or the other way round.
     #[error("`{op}`: parameter `{name}` is not a {expected}")]

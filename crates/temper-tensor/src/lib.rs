@@ -26,13 +26,13 @@
 //! contents are reached through [`Ops`] alone, so that a second device is a second implementation of that trait.
 
 mod attention;
-mod buf;
+pub mod buf;
 mod cpu;
 mod error;
-mod gemm;
-mod head;
-mod isa;
-mod kernels;
+pub mod gemm;
+pub mod head;
+pub mod isa;
+pub mod kernels;
 mod kv;
 mod ops;
 mod optim;

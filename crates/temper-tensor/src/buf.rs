@@ -1,0 +1,323 @@
+//! Pooled host memory: 64-byte aligned f32 buffers that return to free lists, so that a training step allocates
+//! nothing after the first one.
+#![allow(unsafe_code)] // raw allocation; every block stays initialised for its whole life
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const ALIGN: usize = 64;
+const HUGE_PAGE: usize = 2 << 20;
+const F32: usize = size_of::<f32>();
+/// Free memory that is kept besides a quarter of the peak.
+const SLACK: usize = 64 << 20;
+
+/// A buffer of f32 from the pool; gives its memory back when dropped.
+pub struct Buf {
+    block: Block,
+    len: usize,
+}
+
+/// Memory of one size class. The first `init` floats are initialised; nothing beyond has been touched.
+struct Block {
+    ptr: NonNull<f32>,
+    cap: usize,
+    init: usize,
+}
+
+// SAFETY: a block is owned memory with one owner, like a `Vec<f32>`.
+unsafe impl Send for Block {}
+// SAFETY: shared access only reads, as for a `Vec<f32>`.
+unsafe impl Sync for Block {}
+
+/// What the pool holds and has done, in bytes and counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Buffers handed out so far.
+    pub requests: u64,
+    /// Requests that needed new memory from the system.
+    pub allocations: u64,
+    /// Bytes in buffers that are in use.
+    pub live_bytes: usize,
+    /// Bytes in free lists.
+    pub free_bytes: usize,
+    /// Largest `live_bytes` since the start or [`reset_peak`].
+    pub peak_live_bytes: usize,
+    /// Largest sum of live and free bytes since the start or [`reset_peak`].
+    pub peak_bytes: usize,
+}
+
+#[derive(Default)]
+struct Pool {
+    free: BTreeMap<usize, Vec<Block>>,
+    stats: PoolStats,
+}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), stats: PoolStats::ZERO });
+
+impl PoolStats {
+    const ZERO: Self =
+        Self { requests: 0, allocations: 0, live_bytes: 0, free_bytes: 0, peak_live_bytes: 0, peak_bytes: 0 };
+}
+
+/// What the pool holds and has done.
+pub fn stats() -> PoolStats {
+    pool().stats
+}
+
+/// Starts the peaks afresh from what is held now.
+pub fn reset_peak() {
+    let stats = &mut pool().stats;
+    stats.peak_live_bytes = stats.live_bytes;
+    stats.peak_bytes = stats.live_bytes + stats.free_bytes;
+}
+
+/// Gives all free memory back to the system.
+pub fn trim() {
+    pool().shrink(0);
+}
+
+fn pool() -> MutexGuard<'static, Pool> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Buf {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        let mut block = take(len);
+        let dirty = block.init.min(len);
+        // SAFETY: the first `init` floats are ours and initialised; `grow` initialises the rest up to `len`.
+        unsafe { block.ptr.as_ptr().write_bytes(0, dirty) };
+        block.grow(len);
+        Self { block, len }
+    }
+
+    /// `len` values that are whatever an earlier user left; for outputs that are overwritten whole.
+    pub fn dirty(len: usize) -> Self {
+        let mut block = take(len);
+        block.grow(len);
+        Self { block, len }
+    }
+
+    /// A copy of `values`.
+    pub fn from_slice(values: &[f32]) -> Self {
+        let mut buf = Self::dirty(values.len());
+        buf.copy_from_slice(values);
+        buf
+    }
+}
+
+impl Block {
+    /// Initialises up to `len` floats with zeros where nothing was written yet.
+    fn grow(&mut self, len: usize) {
+        debug_assert!(len <= self.cap);
+        if len > self.init {
+            // SAFETY: `init <= len <= cap`, so the range lies in our allocation.
+            unsafe { self.ptr.as_ptr().add(self.init).write_bytes(0, len - self.init) };
+            self.init = len;
+        }
+    }
+
+    fn allocate(cap: usize) -> Self {
+        let layout = layout(cap);
+        // SAFETY: the layout has a non-zero size.
+        let raw = unsafe { alloc(layout) };
+        let Some(ptr) = NonNull::new(raw.cast::<f32>()) else { handle_alloc_error(layout) };
+        advise_huge_pages(raw, layout.size());
+        Self { ptr, cap, init: 0 }
+    }
+
+    fn release(self) {
+        // SAFETY: allocated by `allocate` with the same layout, and owned.
+        unsafe { dealloc(self.ptr.as_ptr().cast(), layout(self.cap)) };
+    }
+}
+
+fn layout(cap: usize) -> Layout {
+    let bytes = cap * F32;
+    let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGN };
+    Layout::from_size_align(bytes, align).unwrap_or_else(|_| capacity_overflow(cap))
+}
+
+#[cold]
+fn capacity_overflow(len: usize) -> ! {
+    panic!("a buffer of {len} floats does not fit the address space")
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(ptr: *mut u8, bytes: usize) {
+    if bytes >= HUGE_PAGE {
+        // SAFETY: the range is our own allocation, page aligned; the call only gives advice and its failure is harmless.
+        unsafe { libc::madvise(ptr.cast(), bytes, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_ptr: *mut u8, _bytes: usize) {}
+
+/// The capacity of the size class that holds `len` floats: eight classes to each power of two.
+fn class(len: usize) -> usize {
+    let len = len.max(ALIGN / F32);
+    if len > isize::MAX as usize / (2 * F32) {
+        capacity_overflow(len);
+    }
+    let step = (len.next_power_of_two() / 16).max(ALIGN / F32);
+    len.div_ceil(step) * step
+}
+
+fn take(len: usize) -> Block {
+    let class = class(len);
+    let mut pool = pool();
+    pool.stats.requests += 1;
+    let block = pool.reuse(class);
+    let cap = block.as_ref().map_or(class, |b| b.cap);
+    if block.is_none() {
+        pool.make_room(class * F32);
+        pool.stats.allocations += 1;
+    }
+    pool.stats.live_bytes += cap * F32;
+    pool.note_peak();
+    drop(pool);
+    block.unwrap_or_else(|| Block::allocate(class))
+}
+
+impl Pool {
+    /// A free block of this class or of one at most a quarter larger.
+    fn reuse(&mut self, class: usize) -> Option<Block> {
+        let (&cap, list) = self.free.range_mut(class..=class + class / 4).find(|(_, list)| !list.is_empty())?;
+        let block = list.pop();
+        self.stats.free_bytes -= cap * F32;
+        block
+    }
+
+    /// Gives free blocks back, so that the pool never holds much more than was ever in use at one time.
+    fn make_room(&mut self, bytes: usize) {
+        let peak = self.stats.peak_live_bytes.max(self.stats.live_bytes + bytes);
+        let limit = peak + peak / 4 + SLACK;
+        self.shrink(limit.saturating_sub(self.stats.live_bytes + bytes));
+    }
+
+    fn shrink(&mut self, keep_bytes: usize) {
+        while self.stats.free_bytes > keep_bytes {
+            let Some(mut largest) = self.free.last_entry() else { return };
+            match largest.get_mut().pop() {
+                Some(block) => {
+                    self.stats.free_bytes -= block.cap * F32;
+                    block.release();
+                }
+                None => drop(largest.remove()),
+            }
+        }
+    }
+
+    fn note_peak(&mut self) {
+        let stats = &mut self.stats;
+        stats.peak_live_bytes = stats.peak_live_bytes.max(stats.live_bytes);
+        stats.peak_bytes = stats.peak_bytes.max(stats.live_bytes + stats.free_bytes);
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        let block = Block { ptr: self.block.ptr, cap: self.block.cap, init: self.block.init };
+        let mut pool = pool();
+        pool.stats.live_bytes -= block.cap * F32;
+        pool.stats.free_bytes += block.cap * F32;
+        pool.free.entry(block.cap).or_default().push(block);
+    }
+}
+
+impl Deref for Buf {
+    type Target = [f32];
+
+    #[inline]
+    fn deref(&self) -> &[f32] {
+        // SAFETY: the first `len <= init` floats are initialised and borrowed with `self`.
+        unsafe { std::slice::from_raw_parts(self.block.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Buf {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as for `deref`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.block.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl Clone for Buf {
+    fn clone(&self) -> Self {
+        Self::from_slice(self)
+    }
+}
+
+impl std::fmt::Debug for Buf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buf({} f32)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_zeroed_even_after_reuse() {
+        for len in [0, 1, 15, 16, 17, 1000, 700_001] {
+            let mut buf = Buf::zeros(len);
+            assert_eq!(buf.len(), len);
+            assert_eq!(buf.as_ptr() as usize % ALIGN, 0);
+            buf.fill(7.0);
+            drop(buf);
+            assert!(Buf::zeros(len).iter().all(|x| *x == 0.0));
+        }
+    }
+
+    #[test]
+    fn classes_waste_at_most_an_eighth() {
+        for len in (1..100_000).step_by(37) {
+            let c = class(len);
+            assert!(c >= len && c % 16 == 0 && (c - len <= 16 || c - len <= len / 8), "{len} -> {c}");
+            assert_eq!(class(c), c);
+        }
+    }
+
+    #[test]
+    fn a_second_round_allocates_nothing() {
+        // Sizes that no other test uses, because the pool is shared by all of them.
+        let sizes = [3_000_017, 2_100_011, 2_600_003];
+        let round = || drop(sizes.map(Buf::dirty));
+        round();
+        let pointers = sizes.map(|s| class(s) * F32);
+        let before = stats();
+        assert!(before.free_bytes >= pointers.iter().sum::<usize>());
+        assert!(before.peak_bytes >= before.live_bytes);
+        let kept: Vec<_> = sizes.map(Buf::dirty).into();
+        assert!(kept.iter().all(|b| b.block.init >= b.len));
+    }
+
+    #[test]
+    fn clones_are_copies() {
+        let a = Buf::from_slice(&[1.0, 2.0, 3.0]);
+        let mut b = a.clone();
+        b[0] = 9.0;
+        assert_eq!((&*a, &*b), (&[1.0, 2.0, 3.0][..], &[9.0, 2.0, 3.0][..]));
+    }
+
+    #[test]
+    fn the_pool_works_from_many_threads() {
+        std::thread::scope(|scope| {
+            for t in 0..4_u16 {
+                scope.spawn(move || {
+                    for len in 1..300_usize {
+                        let mut buf = Buf::dirty(len * 7);
+                        buf.fill(f32::from(t));
+                        assert!(buf.iter().all(|x| *x == f32::from(t)));
+                    }
+                });
+            }
+        });
+    }
+}
