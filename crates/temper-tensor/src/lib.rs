@@ -45,7 +45,7 @@ mod tape;
 pub use buf::Buf;
 pub use cpu::Cpu;
 pub use error::{Error, Result};
-pub use head::{HeadCoef, HeadSpec, HeadTerms};
+pub use head::{HeadCoef, HeadSpec, HeadTerms, RowTerms, row_terms};
 pub use isa::{Isa, isa};
 pub use kv::{CacheSlot, KvCache, KvPage, PAGE};
 pub use ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};

@@ -272,8 +272,14 @@ pub trait Ops: Send + Sync {
     /// Rotates each head's halves by its row's position; `inverse` rotates back (which is the gradient).
     fn rope(&self, x: &Tensor, heads: usize, table: &RopeTable, positions: &[u32], inverse: bool) -> Result<Tensor>;
     /// Causal attention over segments: the output `[N, H * D]` and the log-sum-exp `[N, H]`.
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, s: &Segments, shape: &AttnShape)
-    -> Result<(Tensor, Tensor)>;
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        s: &Segments,
+        shape: &AttnShape,
+    ) -> Result<(Tensor, Tensor)>;
     /// Gradients of [`Ops::attention`].
     fn attention_backward(&self, dy: &Tensor, saved: &AttnSaved, s: &Segments, shape: &AttnShape) -> Result<AttnGrads>;
     /// Appends k and v to the slots' caches (layer `layer`) and attends over them: `[N, H * D]`.

@@ -113,7 +113,8 @@ impl<'a> Tape<'a> {
     pub fn rms_norm(&self, x: &Var, w: ParamId, eps: f32) -> Result<Var> {
         self.own("rms_norm", &[x])?;
         let value = self.ops.rms_norm(x.tensor(), self.params.vector("rms_norm", w)?, eps)?;
-        let var = self.from_param(value, w, x.origin(), &[x], || Op::RmsNorm { w, x: x.value(), eps, origin: x.origin() });
+        let var =
+            self.from_param(value, w, x.origin(), &[x], || Op::RmsNorm { w, x: x.value(), eps, origin: x.origin() });
         Ok(var.with_recipe(self.record, || Recipe::RmsNorm { x: x.value(), w, eps }))
     }
 

@@ -30,7 +30,7 @@ impl InputGrads {
     }
 }
 
-impl Tape<'_> {
+impl<'a> Tape<'a> {
     /// Backward from `root` with the gradient `d` (of its shape). Parameter gradients go to `sink`. The record is used
     /// up, and its memory freed on the way.
     pub fn backward(&self, root: &Var, d: Tensor, sink: &mut GradSink) -> Result<InputGrads> {
@@ -65,7 +65,14 @@ impl Tape<'_> {
     }
 
     /// Backward of one recorded operation.
-    fn step(&self, node: Node, dy: Tensor, to: &mut Pending, remade: &mut Remade, sink: &mut GradSink) -> Result<()> {
+    fn step(
+        &self,
+        node: Node<'a>,
+        dy: Tensor,
+        to: &mut Pending,
+        remade: &mut Remade,
+        sink: &mut GradSink,
+    ) -> Result<()> {
         let (ops, ins) = (self.ops, node.inputs);
         let first = ins.first().copied().flatten();
         let second = ins.get(1).copied().flatten();

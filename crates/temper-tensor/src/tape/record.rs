@@ -137,11 +137,31 @@ type Block<'a> = Box<dyn Fn(&Tape<'a>, &[Var]) -> Result<Var> + 'a>;
 /// One recorded operation with what its backward reads.
 pub(crate) enum Op<'a> {
     Input,
-    Embedding { w: ParamId, ids: Arc<[u32]>, origin: Origin },
-    Linear { w: ParamId, x: Option<Saved>, origin: Origin },
-    Bias { b: ParamId, origin: Origin },
-    RmsNorm { w: ParamId, x: Rc<Tensor>, eps: f32, origin: Origin },
-    Rope { heads: usize, table: &'a RopeTable, positions: Arc<[u32]> },
+    Embedding {
+        w: ParamId,
+        ids: Arc<[u32]>,
+        origin: Origin,
+    },
+    Linear {
+        w: ParamId,
+        x: Option<Saved>,
+        origin: Origin,
+    },
+    Bias {
+        b: ParamId,
+        origin: Origin,
+    },
+    RmsNorm {
+        w: ParamId,
+        x: Rc<Tensor>,
+        eps: f32,
+        origin: Origin,
+    },
+    Rope {
+        heads: usize,
+        table: &'a RopeTable,
+        positions: Arc<[u32]>,
+    },
     Attention {
         q: Rc<Tensor>,
         k: Rc<Tensor>,
@@ -151,23 +171,64 @@ pub(crate) enum Op<'a> {
         segments: Arc<Segments>,
         shape: AttnShape,
     },
-    Glu { kind: Gate, gate: Rc<Tensor>, up: Rc<Tensor> },
-    Checkpoint { inputs: Vec<(Rc<Tensor>, Origin)>, block: Block<'a> },
+    Glu {
+        kind: Gate,
+        gate: Rc<Tensor>,
+        up: Rc<Tensor>,
+    },
+    Checkpoint {
+        inputs: Vec<(Rc<Tensor>, Origin)>,
+        block: Block<'a>,
+    },
     /// Sum of equal shapes.
     Add,
-    Unary { op: Unary, x: Rc<Tensor>, y: Rc<Tensor> },
-    Binary { op: Binary, a: Rc<Tensor>, b: Rc<Tensor> },
-    Sum { shape: (usize, usize) },
-    Expand { over: Reduce },
-    Matmul { a: Rc<Tensor>, b: Rc<Tensor>, nt: bool },
-    Softmax { y: Rc<Tensor>, log: bool },
-    Pick { cols: Arc<[u32]>, width: usize },
-    GatherRows { rows: Arc<[u32]>, from: usize },
-    ScatterAddRows { rows: Arc<[u32]> },
+    Unary {
+        op: Unary,
+        x: Rc<Tensor>,
+        y: Rc<Tensor>,
+    },
+    Binary {
+        op: Binary,
+        a: Rc<Tensor>,
+        b: Rc<Tensor>,
+    },
+    Sum {
+        shape: (usize, usize),
+    },
+    Expand {
+        over: Reduce,
+    },
+    Matmul {
+        a: Rc<Tensor>,
+        b: Rc<Tensor>,
+        nt: bool,
+    },
+    Softmax {
+        y: Rc<Tensor>,
+        log: bool,
+    },
+    Pick {
+        cols: Arc<[u32]>,
+        width: usize,
+    },
+    GatherRows {
+        rows: Arc<[u32]>,
+        from: usize,
+    },
+    ScatterAddRows {
+        rows: Arc<[u32]>,
+    },
     Transpose,
-    ConcatRows { rows: Vec<usize> },
-    Slice { shape: (usize, usize), at: (usize, usize) },
-    Reshape { shape: (usize, usize) },
+    ConcatRows {
+        rows: Vec<usize>,
+    },
+    Slice {
+        shape: (usize, usize),
+        at: (usize, usize),
+    },
+    Reshape {
+        shape: (usize, usize),
+    },
 }
 
 /// An operation and the nodes of its inputs (none where an input carries no gradient).

@@ -1,0 +1,76 @@
+//! Keys and values of one sequence and one kv head, brought into blocks of 64 positions.
+
+use std::ops::Range;
+
+use crate::attention::BLOCK;
+use crate::buf::Buf;
+use crate::panels::LANES;
+
+/// One kv head's keys and values of positions `0..len` of a sequence.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    d: usize,
+    len: usize,
+    /// Keys in 16-lane panels `[T/16][D][16]`.
+    key_panels: Buf,
+    /// Values as rows `[T][D]`.
+    values: Buf,
+}
+
+/// Where a kv head's rows lie: `[N, kv_heads * D]`, columns from `col`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Columns<'t> {
+    pub(crate) data: &'t [f32],
+    pub(crate) width: usize,
+    pub(crate) col: usize,
+    pub(crate) d: usize,
+}
+
+impl Columns<'_> {
+    fn row(&self, r: usize) -> &[f32] {
+        let at = r * self.width + self.col;
+        &self.data[at..at + self.d]
+    }
+
+    /// The rows of the chain one after the other, up to `len` of them.
+    pub(crate) fn rows_into(&self, chain: &[Range<usize>], len: usize, out: &mut [f32]) {
+        let rows = chain.iter().cloned().flatten().take(len);
+        for (r, out) in rows.zip(out.chunks_exact_mut(self.d)) {
+            out.copy_from_slice(self.row(r));
+        }
+    }
+
+    /// The rows of the chain as 16-lane panels.
+    pub(crate) fn panels_into(&self, chain: &[Range<usize>], len: usize, out: &mut [f32]) {
+        let rows = chain.iter().cloned().flatten().take(len);
+        for (pos, r) in rows.enumerate() {
+            let panel = &mut out[pos / LANES * self.d * LANES..];
+            for (slot, &x) in panel[pos % LANES..].iter_mut().step_by(LANES).zip(self.row(r)) {
+                *slot = x;
+            }
+        }
+    }
+}
+
+/// Floats of a buffer that holds `len` positions in whole blocks.
+pub(crate) fn padded(len: usize, d: usize) -> usize {
+    len.div_ceil(BLOCK) * BLOCK * d
+}
+
+impl Gathered {
+    /// The first `len` positions of the chain.
+    pub(crate) fn new(k: Columns, v: Columns, chain: &[Range<usize>], len: usize) -> Self {
+        let d = k.d;
+        let mut it = Self { d, len, key_panels: Buf::zeros(padded(len, d)), values: Buf::zeros(padded(len, d)) };
+        k.panels_into(chain, len, &mut it.key_panels);
+        v.rows_into(chain, len, &mut it.values);
+        it
+    }
+
+    /// Key panels and value rows of block `b`.
+    pub(crate) fn block(&self, b: usize) -> (&[f32], &[f32]) {
+        debug_assert!(b * BLOCK < self.len);
+        let range = b * BLOCK * self.d..(b + 1) * BLOCK * self.d;
+        (&self.key_panels[range.clone()], &self.values[range])
+    }
+}

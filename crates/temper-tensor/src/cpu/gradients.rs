@@ -1,0 +1,95 @@
+//! Parameter gradients over chosen rows, and arithmetic on whole gradients.
+
+use std::ops::Range;
+
+use crate::buf::Buf;
+use crate::cpu::checks::{count, grad_shape, ids_below, matrix, same_shape, vector};
+use crate::cpu::part;
+use crate::error::{Error, Result};
+use crate::gemm;
+use crate::kernels::{elementwise, embed, norm};
+use crate::ops::Tensor;
+use crate::params::Grad;
+use crate::sink::mix;
+
+pub(super) fn flat(g: &Grad) -> &[f32] {
+    match g {
+        Grad::Matrix(p) => p.data(),
+        Grad::Vector(t) => t.host(),
+    }
+}
+
+pub(super) fn flat_mut(g: &mut Grad) -> &mut [f32] {
+    match g {
+        Grad::Matrix(p) => p.data_mut(),
+        Grad::Vector(t) => t.host_mut(),
+    }
+}
+
+fn inside(op: &'static str, rows: &[Range<usize>], len: usize) -> Result<()> {
+    match rows.iter().find(|r| r.end > len || r.start > r.end) {
+        Some(r) => Err(Error::Index { op, index: r.end, len: len + 1 }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn embedding(dy: &Tensor, ids: &[u32], rows: &[Range<usize>], dw: &mut Grad) -> Result<()> {
+    let vocab = match dw {
+        Grad::Matrix(p) => p.n(),
+        Grad::Vector(_) => 0,
+    };
+    let dw = matrix("embedding_dw", dw, (vocab, dy.cols))?;
+    count("embedding_dw", "ids", ids.len(), dy.rows)?;
+    ids_below("embedding_dw", ids, vocab)?;
+    inside("embedding_dw", rows, dy.rows)?;
+    rows.iter().for_each(|r| embed::embedding_dw(part(dy, r), &ids[r.clone()], dw));
+    Ok(())
+}
+
+pub(super) fn linear(dy: &Tensor, x: &Tensor, rows: &[Range<usize>], dw: &mut Grad) -> Result<()> {
+    let dw = matrix("linear_dw", dw, (dy.cols, x.cols))?;
+    same_shape("linear_dw", "x", x, (dy.rows, x.cols))?;
+    inside("linear_dw", rows, dy.rows)?;
+    rows.iter().for_each(|r| gemm::linear_dw(part(dy, r), part(x, r), r.len(), dw));
+    Ok(())
+}
+
+pub(super) fn rms_norm(dy: &Tensor, x: &Tensor, eps: f32, rows: &[Range<usize>], dw: &mut Grad) -> Result<()> {
+    let dw = vector("rms_norm_dw", dw, x.cols)?;
+    same_shape("rms_norm_dw", "dy", dy, x.shape())?;
+    inside("rms_norm_dw", rows, dy.rows)?;
+    for r in rows {
+        let mut inv = Buf::dirty(r.len());
+        norm::rms_inv(part(x, r), x.cols, eps, &mut inv);
+        norm::rms_norm_dw(part(dy, r), part(x, r), &inv, dw);
+    }
+    Ok(())
+}
+
+pub(super) fn bias(dy: &Tensor, rows: &[Range<usize>], db: &mut Grad) -> Result<()> {
+    let db = vector("bias_db", db, dy.cols)?;
+    inside("bias_db", rows, dy.rows)?;
+    rows.iter().for_each(|r| elementwise::bias_db(part(dy, r), db));
+    Ok(())
+}
+
+/// `out[d] += sum over i, j of sign(seed, i, j, d) * g[i, j]`; 64 signs come from one hash.
+pub(super) fn project(g: &Grad, seed: u64, out: &mut [f64]) {
+    let (n, k) = grad_shape(g);
+    let mut row = vec![0.0; k];
+    for i in 0..n {
+        match g {
+            Grad::Matrix(p) => p.row(i, &mut row),
+            Grad::Vector(t) => row.copy_from_slice(&t.host()[i * k..(i + 1) * k]),
+        }
+        for (j, &x) in row.iter().enumerate().filter(|(_, x)| **x != 0.0) {
+            let entry = mix(seed, (i * k + j) as u64);
+            for (word, out) in out.chunks_mut(64).enumerate() {
+                let signs = mix(entry, word as u64);
+                for (bit, out) in out.iter_mut().enumerate() {
+                    *out += if signs >> bit & 1 == 0 { f64::from(x) } else { -f64::from(x) };
+                }
+            }
+        }
+    }
+}
