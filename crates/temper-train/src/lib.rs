@@ -1,1 +1,28 @@
 //! Recipes, stages, loops, rollouts, ledger, checkpoints and evaluation.
+//!
+//! [`recipe`] reads and checks a recipe; [`plan`] says what it will do; [`run`] does it. The two loops, [`offline`] and
+//! [`online`], are meant to be read top to bottom. This crate knows no terminal: a run tells a [`watch::Watch`] what
+//! happens, and a [`watch::Stop`] asks it to end after the current round.
+
+pub mod checkpoint;
+pub mod context;
+mod error;
+pub mod eval;
+pub mod examples;
+pub mod hub;
+pub mod learner;
+pub mod ledger;
+pub mod metrics;
+pub mod offline;
+pub mod online;
+pub mod plan;
+pub mod recipe;
+pub mod rollout;
+pub mod run;
+pub mod rundir;
+pub mod sampling;
+pub mod state;
+pub mod watch;
+
+pub use context::Outcome;
+pub use error::{Error, Result};

@@ -1,0 +1,191 @@
+//! Checkpoints: whole or not there.
+//!
+//! A checkpoint is a directory `checkpoints/<stage>-<round>` written aside, fsynced and renamed into place. It holds
+//! `state.json`, and inside a stage `params.safetensors` and `optimizer.safetensors` (f32, row-major); between stages the
+//! parameters are those of `stages/<id>/`. `manifest.json`, written last, lists the files with their sizes. The newest
+//! whole checkpoint is the one that counts; the one before it is kept.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use temper_format::atomic::DirWriter;
+use temper_format::{ArrayData, ArrayInfo, ArraySource, DType, SafetensorsFile, SafetensorsWriter};
+use temper_model::Model;
+use temper_tensor::{AdamState, Ops, Param, ParamId, Params};
+
+use crate::error::{Error, Result};
+use crate::learner::Learner;
+use crate::rundir::RunDir;
+use crate::state::State;
+
+const STATE: &str = "state.json";
+const PARAMS: &str = "params.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const MANIFEST: &str = "manifest.json";
+const KEEP: usize = 2;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    version: u32,
+    files: BTreeMap<String, u64>,
+    optimizer_steps: u64,
+}
+
+/// A checkpoint that was found whole.
+#[derive(Debug)]
+pub struct Found {
+    path: PathBuf,
+    /// Everything small.
+    pub state: State,
+    optimizer_steps: u64,
+}
+
+/// Writes a checkpoint and removes all but the newest ones. Inside a stage the learner's parameters and moments go with it.
+pub fn write(dir: &RunDir, state: &State, learner: Option<(&dyn Ops, &Learner)>) -> Result<()> {
+    let name = format!("{:04}-{:08}", state.stage, state.progress.step);
+    let aside = DirWriter::create(dir.checkpoints().join(&name))?;
+    aside.write(STATE, &serde_json::to_vec(state).expect("our own types serialise"))?;
+    let mut optimizer_steps = 0;
+    if let Some((ops, learner)) = learner {
+        write_params(&aside.path().join(PARAMS), ops, &learner.model.params)?;
+        write_moments(&aside.path().join(OPTIMIZER), ops, &learner.model.params, &learner.adam)?;
+        optimizer_steps = learner.adam.step();
+    }
+    let manifest = Manifest { version: 1, files: sizes(aside.path())?, optimizer_steps };
+    aside.write(MANIFEST, &serde_json::to_vec_pretty(&manifest).expect("our own types serialise"))?;
+    aside.commit()?;
+    prune(dir, &name)
+}
+
+/// The newest whole checkpoint of a run, if there is one.
+pub fn newest(dir: &RunDir) -> Result<Option<Found>> {
+    for name in names(dir)?.into_iter().rev() {
+        let path = dir.checkpoints().join(name);
+        if let Some(found) = open(&path)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+impl Found {
+    /// Reads parameters into `model` and returns the optimiser's state; `None` for a checkpoint between stages.
+    pub fn restore(&self, ops: &dyn Ops, model: &mut Model) -> Result<Option<AdamState>> {
+        if !self.path.join(PARAMS).is_file() {
+            return Ok(None);
+        }
+        let params = SafetensorsFile::open(self.path.join(PARAMS))?;
+        let moments = SafetensorsFile::open(self.path.join(OPTIMIZER))?;
+        let ids: Vec<(ParamId, String)> = model.params.iter().map(|(id, p)| (id, p.name.clone())).collect();
+        let mut adam = AdamState::new(ops, &model.params)?;
+        for (id, name) in ids {
+            model.params.set_values(ops, id, &params.read_f32(&name)?)?;
+            if model.params.get(id).trainable {
+                let (m, v) = (moments.read_f32(&format!("m.{name}"))?, moments.read_f32(&format!("v.{name}"))?);
+                adam.set_moments(ops, &model.params, id, &m, &v)?;
+            }
+        }
+        adam.set_step(self.optimizer_steps);
+        Ok(Some(adam))
+    }
+}
+
+/// Streams the parameters, one at a time.
+fn write_params(path: &Path, ops: &dyn Ops, params: &Params) -> Result<()> {
+    let mut file = Stream::create(path, params.iter().map(|(_, p)| (p.name.clone(), p.shape())).collect())?;
+    for (id, p) in params.iter() {
+        file.push(&p.name, &params.values(ops, id)?)?;
+    }
+    file.finish()
+}
+
+/// Streams both moments of every trainable parameter, one at a time.
+fn write_moments(path: &Path, ops: &dyn Ops, params: &Params, adam: &AdamState) -> Result<()> {
+    let trained = || params.iter().filter(|(_, p)| p.trainable);
+    let named = |p: &Param, which: &str| (format!("{which}.{}", p.name), p.shape());
+    let mut file = Stream::create(path, trained().flat_map(|(_, p)| [named(p, "m"), named(p, "v")]).collect())?;
+    for (id, p) in trained() {
+        if let Some((m, v)) = adam.moments(ops, id)? {
+            file.push(&named(p, "m").0, &m)?;
+            file.push(&named(p, "v").0, &v)?;
+        }
+    }
+    file.finish()
+}
+
+/// A safetensors file of f32 matrices that is written array by array.
+struct Stream(SafetensorsWriter);
+
+impl Stream {
+    fn create(path: &Path, arrays: Vec<(String, (usize, usize))>) -> Result<Self> {
+        let infos: Vec<(String, ArrayInfo)> = arrays
+            .into_iter()
+            .map(|(name, (n, k))| (name, ArrayInfo { dtype: DType::F32, shape: vec![n, k] }))
+            .collect();
+        Ok(Self(SafetensorsWriter::create(path, infos, &BTreeMap::new())?))
+    }
+    fn push(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        Ok(self.0.push(name, ArrayData::F32(values))?)
+    }
+    fn finish(self) -> Result<()> {
+        Ok(self.0.finish()?)
+    }
+}
+
+fn sizes(path: &Path) -> Result<BTreeMap<String, u64>> {
+    let io = |e| Error::io(path, e);
+    let entries = fs::read_dir(path).map_err(io)?;
+    entries
+        .map(|entry| {
+            let entry = entry.map_err(io)?;
+            let length = entry.metadata().map_err(io)?.len();
+            Ok((entry.file_name().to_string_lossy().into_owned(), length))
+        })
+        .collect()
+}
+
+/// Names of checkpoint directories, oldest first. Directories that were being written have other names.
+fn names(dir: &RunDir) -> Result<Vec<String>> {
+    let path = dir.checkpoints();
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(e) => return Err(Error::io(&path, e)),
+    };
+    let named = |n: &String| n.len() == 13 && n.bytes().all(|b| b.is_ascii_digit() || b == b'-');
+    let mut names: Vec<String> =
+        entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(named).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// A checkpoint is whole when its manifest is there and every file has the size that the manifest says.
+fn open(path: &Path) -> Result<Option<Found>> {
+    let Ok(text) = fs::read(path.join(MANIFEST)) else { return Ok(None) };
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(&text) else { return Ok(None) };
+    let whole = |(name, size): (&String, &u64)| fs::metadata(path.join(name)).is_ok_and(|m| m.len() == *size);
+    if manifest.version != 1 || !manifest.files.iter().all(whole) {
+        return Ok(None);
+    }
+    let state = path.join(STATE);
+    let text = fs::read(&state).map_err(|e| Error::io(&state, e))?;
+    let state: State = serde_json::from_slice(&text).map_err(|e| {
+        Error::user(
+            format!("the checkpoint `{}` was written by another version of temper: {e}", path.display()),
+            "resume with that version, or start afresh in another directory with --out",
+        )
+    })?;
+    Ok(Some(Found { path: path.into(), state, optimizer_steps: manifest.optimizer_steps }))
+}
+
+fn prune(dir: &RunDir, newest: &str) -> Result<()> {
+    let names = names(dir)?;
+    let older: Vec<&String> = names.iter().filter(|n| n.as_str() != newest).collect();
+    for name in &older[..older.len().saturating_sub(KEEP - 1)] {
+        let path = dir.checkpoints().join(name);
+        fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+    }
+    Ok(())
+}

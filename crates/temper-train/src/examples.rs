@@ -1,0 +1,167 @@
+//! From a recipe's data sources to token rows with loss weights.
+
+use std::path::Path;
+
+use temper_data::{
+    Encoded, EncodeOptions, EpochSampler, Example, Format, Message, MixtureSampler, Payload, Report, Tokenizer, encode_all, load,
+};
+use temper_env::Task;
+
+use crate::error::{Error, Result};
+use crate::hub;
+use crate::recipe::{DataSource, Mask, OfflineStage, Overflow};
+
+/// The training rows of an offline stage.
+#[derive(Debug)]
+pub struct Rows {
+    /// Rows of all sources, one source after the other.
+    pub rows: Vec<(String, Encoded)>,
+    /// Number of rows of each source.
+    pub sizes: Vec<usize>,
+    /// Share of each source, where they have one.
+    pub shares: Option<Vec<f64>>,
+    /// What was read, kept, dropped and truncated, a source at a time.
+    pub reports: Vec<Report>,
+}
+
+/// Which row comes next: shuffled passes over all rows, or draws from the sources by their shares.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Every row once a pass.
+    Epochs(EpochSampler),
+    /// By share, each source in shuffled passes of its own.
+    Mixture(MixtureSampler),
+}
+
+impl Order {
+    /// A new order over `rows`.
+    pub fn new(rows: &Rows, seed: u64) -> Result<Self> {
+        Ok(match &rows.shares {
+            None => Self::Epochs(EpochSampler::new(rows.rows.len(), seed)?),
+            Some(shares) => {
+                let sources: Vec<(f64, usize)> = shares.iter().copied().zip(rows.sizes.iter().copied()).collect();
+                Self::Mixture(MixtureSampler::new(&sources, seed)?)
+            }
+        })
+    }
+
+    /// The next row.
+    pub fn draw(&mut self, sizes: &[usize]) -> usize {
+        match self {
+            Self::Epochs(s) => s.next_one(),
+            Self::Mixture(s) => {
+                let (source, row) = s.next_one();
+                sizes[..source].iter().sum::<usize>() + row
+            }
+        }
+    }
+}
+
+/// The examples of one source, untokenised.
+pub fn examples(source: &DataSource, seed: u64) -> Result<Vec<Example>> {
+    match source {
+        DataSource::File { path, prompt, answer, n, start, .. } => {
+            let path = hub::local(path)?;
+            let format = match (prompt, answer) {
+                (Some(prompt), Some(answer)) => Format::task(prompt, answer),
+                _ => Format::auto(),
+            };
+            let (examples, _) = load(&path, &format)?;
+            let end = n.map_or(examples.len(), |n| start.saturating_add(n));
+            if *start >= examples.len() || end > examples.len() {
+                return Err(Error::user(
+                    format!("`{}` has {} rows, rows {start} to {end} were asked for", path.display(), examples.len()),
+                    "lower `start` or `n`",
+                ));
+            }
+            Ok(examples.into_iter().skip(*start).take(end - start).map(task_to_chat).collect())
+        }
+        DataSource::Tasks { tasks, n, .. } => {
+            let set = hub::local_tasks(tasks)?.open(seed)?;
+            if set.len().is_some_and(|len| len < *n) {
+                return Err(Error::user(
+                    format!("`{}` has {} tasks, {n} were asked for", set.name(), set.len().unwrap_or(0)),
+                    "lower `n`",
+                ));
+            }
+            (0..*n).map(|i| demonstration(set.get(i as u64)?)).collect()
+        }
+    }
+}
+
+/// The texts of an example: what a tokenizer is trained on.
+pub fn texts(example: &Example) -> Vec<String> {
+    match &example.payload {
+        Payload::Chat(conversation) => conversation.messages.iter().map(|m| m.content.clone()).collect(),
+        Payload::Text(text) => vec![text.clone()],
+        Payload::PromptCompletion { prompt, completion } => vec![format!("{prompt}{completion}")],
+        Payload::Task { prompt, answer, .. } => {
+            prompt.iter().map(|m| m.content.clone()).chain([answer.clone()]).collect()
+        }
+    }
+}
+
+/// Rows of bare prompt and answer columns train as a conversation of two turns.
+fn task_to_chat(example: Example) -> Example {
+    match example.payload {
+        Payload::Task { mut prompt, answer, .. } => {
+            prompt.push(Message::assistant(answer));
+            Example { payload: Payload::Chat(prompt.into()), ..example }
+        }
+        _ => example,
+    }
+}
+
+fn demonstration(task: Task) -> Result<Example> {
+    let text = task.demonstration.ok_or_else(|| {
+        Error::user(format!("task `{}` has no worked solution to train on", task.id), "use it as an evaluation or RL task")
+    })?;
+    let mut messages = task.prompt;
+    messages.push(Message::assistant(text));
+    Ok(Example { id: task.id, payload: Payload::Chat(messages.into()), tags: task.tags })
+}
+
+/// All rows of an offline stage, tokenised; sources without a single supervised token are an error.
+pub fn prepare(stage: &OfflineStage, tokenizer: &Tokenizer, seed: u64) -> Result<Rows> {
+    let options = EncodeOptions {
+        mask: match stage.mask {
+            Mask::Response => temper_data::MaskPolicy::Response,
+            Mask::All => temper_data::MaskPolicy::All,
+        },
+        max_tokens: stage.max_tokens,
+        overflow: match stage.overflow {
+            Overflow::Drop => temper_data::Overflow::Drop,
+            Overflow::Truncate => temper_data::Overflow::Truncate,
+            Overflow::Error => temper_data::Overflow::Error,
+        },
+    };
+    let mut all = Rows { rows: vec![], sizes: vec![], shares: None, reports: vec![] };
+    for (index, source) in stage.data.iter().enumerate() {
+        let examples = examples(source, temper_algo::split_seed(seed, &[index as u64]))?;
+        let (mut rows, report) = encode_all(tokenizer, &examples, &options)?;
+        if stage.prompt_weight > 0.0 {
+            rows.iter_mut().for_each(|(_, row)| weigh_prompt(row, stage.prompt_weight));
+        }
+        all.sizes.push(rows.len());
+        all.rows.extend(rows);
+        all.reports.push(report);
+    }
+    let shares: Vec<f64> = stage.data.iter().filter_map(DataSource::share).collect();
+    all.shares = (!shares.is_empty()).then_some(shares);
+    Ok(all)
+}
+
+/// Gives the unsupervised tokens (the first one apart, which nothing predicts) a weight.
+fn weigh_prompt(row: &mut Encoded, weight: f32) {
+    row.weights.iter_mut().skip(1).filter(|w| **w == 0.0).for_each(|w| *w = weight);
+}
+
+/// A sentence for each thing that a person should know about what was read.
+pub fn notes(stage: &OfflineStage, rows: &Rows) -> Vec<String> {
+    let name = |i: usize| match &stage.data[i] {
+        DataSource::File { path, .. } => Path::new(path).file_name().map_or(path.clone(), |f| f.to_string_lossy().into()),
+        DataSource::Tasks { .. } => "tasks".to_string(),
+    };
+    rows.reports.iter().enumerate().map(|(i, report)| format!("{}: {report}", name(i))).collect()
+}

@@ -1,0 +1,96 @@
+//! One model being trained: gradients, optimiser state, and the two things that both loops do with them.
+
+use std::ops::Range;
+
+use temper_model::{Attend, Batch, Model};
+use temper_tensor::{
+    AdamState, AdamW, GradSink, Grads, HeadCoef, HeadSpec, HeadTerms, Ops, Tape, adamw_step, clip_scale, grad_norm,
+};
+
+use crate::error::Result;
+use crate::recipe::Optimizer;
+
+/// A model with its gradients and optimiser state.
+#[derive(Debug)]
+pub struct Learner {
+    /// The model.
+    pub model: Model,
+    /// Gradients of the optimiser step in progress.
+    grads: Grads,
+    /// Moments and step count of the optimiser.
+    pub adam: AdamState,
+}
+
+impl Learner {
+    /// A model whose training begins: zero gradients and moments.
+    pub fn new(ops: &dyn Ops, model: Model) -> Result<Self> {
+        let grads = Grads::zeros(ops, &model.params)?;
+        let adam = AdamState::new(ops, &model.params)?;
+        Ok(Self { model, grads, adam })
+    }
+
+    /// Forward, head and backward of one micro-batch, adding to the gradients.
+    ///
+    /// `coef` gets chunks of scored rows with their terms and returns d(loss)/d(logp) and d(loss)/d(entropy): the
+    /// single-pass head, for objectives whose terms are coupled by token at most.
+    pub fn accumulate(
+        &mut self,
+        ops: &dyn Ops,
+        batch: &Batch,
+        spec: &HeadSpec,
+        recompute: bool,
+        coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
+    ) -> Result<HeadTerms> {
+        let tape = Tape::new(ops, &self.model.params, true);
+        let hidden = self.model.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), recompute)?;
+        let scored = tape.gather_rows(&hidden, &batch.src)?;
+        drop(hidden);
+        let (rows, cols) = scored.value().shape();
+        let mut d = ops.zeros(rows, cols)?;
+        let head = self.model.head();
+        let weight = self.model.params.matrix("head", head)?;
+        let dw = self.grads.get_mut(head);
+        let terms = ops.head_backward(scored.value(), weight, &batch.tgt, spec, coef, &mut d, dw)?;
+        tape.backward(&scored, d, &mut GradSink::Accumulate(&mut self.grads))?;
+        Ok(terms)
+    }
+
+    /// The terms of a micro-batch's scored tokens, without gradient.
+    pub fn terms(&self, ops: &dyn Ops, batch: &Batch, spec: &HeadSpec) -> Result<HeadTerms> {
+        terms(ops, &self.model, batch, spec)
+    }
+
+    /// Clips, updates and clears the gradients. Returns their norm before clipping; nothing is updated when it is not
+    /// finite.
+    pub fn update(&mut self, ops: &dyn Ops, optimizer: &Optimizer, lr_factor: f64, clip_norm: f64) -> Result<f64> {
+        let norm = grad_norm(ops, &self.grads)?;
+        if norm.is_finite() {
+            let scale = if clip_norm > 0.0 { clip_scale(norm, clip_norm) } else { 1.0 };
+            let hyper = hyper(optimizer, lr_factor);
+            adamw_step(ops, &mut self.model.params, &self.grads, &mut self.adam, &hyper, scale)?;
+        }
+        self.grads.zero(ops)?;
+        Ok(norm)
+    }
+}
+
+fn hyper(optimizer: &Optimizer, lr_factor: f64) -> AdamW {
+    let Optimizer::Adamw { lr, beta1, beta2, eps, weight_decay } = *optimizer;
+    AdamW {
+        lr: (lr * lr_factor) as f32,
+        beta1: beta1 as f32,
+        beta2: beta2 as f32,
+        eps: eps as f32,
+        weight_decay: weight_decay as f32,
+        decay_vectors: false,
+    }
+}
+
+/// The terms of a batch's scored tokens under a model, without gradient.
+pub fn terms(ops: &dyn Ops, model: &Model, batch: &Batch, spec: &HeadSpec) -> Result<HeadTerms> {
+    let tape = Tape::new(ops, &model.params, false);
+    let hidden = model.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
+    let scored = tape.gather_rows(&hidden, &batch.src)?;
+    drop(hidden);
+    Ok(ops.head_terms(scored.value(), model.params.matrix("head", model.head())?, &batch.tgt, spec)?)
+}

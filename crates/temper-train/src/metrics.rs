@@ -1,0 +1,75 @@
+//! The metrics that a run logs, each defined here and nowhere else.
+//!
+//! Names are the ones people know from TRL where the meaning is the same. What an objective itself measures (`kl`,
+//! `clip_ratio/*`, `ratio/*`, `policy_loss`) is defined by [`temper_algo::PolicyMetrics::entries`].
+
+use serde::{Serialize, Serializer};
+
+/// Loss of the step: `sum(weight * x)` over its tokens, plus the weighted KL and entropy terms. For GRPO on its first
+/// pass this is near 0 by construction; look at [`REWARD`].
+pub const LOSS: &str = "loss";
+/// L2 norm of the gradient before clipping.
+pub const GRAD_NORM: &str = "grad_norm";
+/// Learning rate of the step.
+pub const LEARNING_RATE: &str = "learning_rate";
+/// Passes over the data so far.
+pub const EPOCH: &str = "epoch";
+/// Tokens trained on so far in the stage, prompts included (offline: rows of the batch; online: prompts and completions).
+pub const NUM_TOKENS: &str = "num_tokens";
+/// Mean entropy of the predicted distribution over the step's scored tokens, nats.
+pub const ENTROPY: &str = "entropy";
+/// Share of scored tokens that are the argmax of the predicted distribution.
+pub const MEAN_TOKEN_ACCURACY: &str = "mean_token_accuracy";
+/// Mean reward over the step's completions, all parts weighted and summed.
+pub const REWARD: &str = "reward";
+/// Mean over groups of the sample standard deviation of the reward within the group.
+pub const REWARD_STD: &str = "reward_std";
+/// Share of groups whose rewards are all equal: they give no gradient.
+pub const FRAC_REWARD_ZERO_STD: &str = "frac_reward_zero_std";
+/// Mean completion length, tokens.
+pub const LENGTH_MEAN: &str = "completions/mean_length";
+/// Shortest completion, tokens.
+pub const LENGTH_MIN: &str = "completions/min_length";
+/// Longest completion, tokens.
+pub const LENGTH_MAX: &str = "completions/max_length";
+/// Share of completions cut off by `max_tokens` or the context.
+pub const CLIPPED_RATIO: &str = "completions/clipped_ratio";
+/// Share of completions in which the verifier found no answer at all.
+pub const UNPARSED: &str = "completions/unparsed_ratio";
+/// Mean probability mass that top-k, top-p or min-p cut away per sampled token.
+pub const LOST_MASS: &str = "sampling/lost_mass";
+
+/// Mean of one reward part, unweighted, over the step's completions: `rewards/<part>/mean`.
+pub fn reward_part_mean(part: &str) -> String {
+    format!("rewards/{part}/mean")
+}
+
+/// Sample standard deviation of one reward part over the step's completions: `rewards/<part>/std`.
+pub fn reward_part_std(part: &str) -> String {
+    format!("rewards/{part}/std")
+}
+
+/// Named numbers of one step, in the order in which they were added.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metrics(Vec<(String, f64)>);
+
+impl Metrics {
+    /// Adds a number.
+    pub fn set(&mut self, name: impl Into<String>, value: f64) {
+        self.0.push((name.into(), value));
+    }
+    /// The number called `name`.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+    }
+    /// All numbers in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(n, v)| (n.as_str(), *v))
+    }
+}
+
+impl Serialize for Metrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(n, v)| (n, v)))
+    }
+}

@@ -1,0 +1,336 @@
+//! Everything that can be wrong with a recipe before a weight is loaded, reported together.
+
+use std::collections::BTreeSet;
+
+use temper_algo::Needs;
+
+use super::{DataSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe, Stage};
+
+/// How bad a problem is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The run works, but probably not as meant.
+    Warning,
+    /// The run cannot start.
+    Error,
+}
+
+/// One problem of a recipe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where, such as ``stage `grpo` ``.
+    pub at: String,
+    /// What is wrong: the value and what was expected.
+    pub what: String,
+    /// The way out.
+    pub hint: String,
+    /// How bad it is.
+    pub severity: Severity,
+}
+
+/// Checks a recipe without touching a file.
+pub fn check(recipe: &Recipe) -> Vec<Problem> {
+    let mut found = Found::default();
+    recipe_problems(recipe, &mut found);
+    for (index, stage) in recipe.stage.iter().enumerate() {
+        stage_problems(recipe, index, stage, &mut found);
+    }
+    for (task, _) in recipe.eval_tasks() {
+        eval_problems(&format!("task `{}`", task.id), task, &mut found);
+    }
+    found.0
+}
+
+#[derive(Default)]
+struct Found(Vec<Problem>);
+
+impl Found {
+    fn error(&mut self, at: &str, what: impl Into<String>, hint: impl Into<String>) {
+        self.push(at, what.into(), hint.into(), Severity::Error);
+    }
+    fn warn(&mut self, at: &str, what: impl Into<String>, hint: impl Into<String>) {
+        self.push(at, what.into(), hint.into(), Severity::Warning);
+    }
+    fn push(&mut self, at: &str, what: String, hint: String, severity: Severity) {
+        self.0.push(Problem { at: at.into(), what, hint, severity });
+    }
+    fn parts(&mut self, at: &str, part: &str, problems: Vec<temper_algo::Problem>) {
+        for p in problems {
+            self.error(&format!("{at}, `{part}.{}`", p.field), p.message, p.hint);
+        }
+    }
+    fn positive(&mut self, at: &str, name: &str, value: usize) {
+        if value == 0 {
+            self.error(at, format!("`{name}` is 0"), format!("give `{name}` a value of 1 or more"));
+        }
+    }
+    fn exactly_one(&mut self, at: &str, names: &str, given: usize) {
+        if given != 1 {
+            let what = if given == 0 { "none" } else { "more than one" };
+            self.error(at, format!("{what} of {names} is given"), format!("give exactly one of {names}"));
+        }
+    }
+}
+
+fn recipe_problems(recipe: &Recipe, found: &mut Found) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if recipe.name.is_empty() || !recipe.name.chars().all(plain) || recipe.name.starts_with('.') {
+        found.error(
+            "recipe",
+            format!("`name` is `{}`", recipe.name),
+            "use letters, digits, `-`, `_` and `.`: it names the run directory",
+        );
+    }
+    if recipe.stage.is_empty() {
+        found.error("recipe", "there is no `[[stage]]`", "add at least one stage");
+    }
+    let mut ids = BTreeSet::from(["start"]);
+    for stage in &recipe.stage {
+        if !stage.id().chars().all(plain) || stage.id().is_empty() {
+            found.error("recipe", format!("stage id `{}`", stage.id()), "use letters, digits, `-`, `_` and `.`");
+        }
+        if !ids.insert(stage.id()) {
+            found.error("recipe", format!("two stages have the id `{}`", stage.id()), "ids are unique; `start` is taken");
+        }
+    }
+    let mut ids = BTreeSet::new();
+    for (task, _) in recipe.eval_tasks() {
+        if !ids.insert(&task.id) {
+            found.error("recipe", format!("two evaluation tasks have the id `{}`", task.id), "give each its own id");
+        }
+    }
+    model_problems(recipe, found);
+}
+
+fn model_problems(recipe: &Recipe, found: &mut Found) {
+    let inits = recipe.stage.iter().any(|s| matches!(s, Stage::Init(_)));
+    match &recipe.model.policy {
+        Some(ModelSpec { path: Some(_), policy_at: None }) => {}
+        Some(_) => found.error("model.policy", "`path` is missing or not alone", "give `path`, and nothing else"),
+        None if inits => {}
+        None => found.error(
+            "model.policy",
+            "there is no policy model",
+            "add `[model.policy]` with `path = \"...\"`, or a stage of kind `init`",
+        ),
+    }
+    if let Some(spec) = &recipe.model.reference {
+        let given = usize::from(spec.path.is_some()) + usize::from(spec.policy_at.is_some());
+        found.exactly_one("model.reference", "`path` and `policy_at`", given);
+        let used = recipe.stage.iter().any(|s| matches!(s, Stage::Online(s) if s.objective.needs().contains(Needs::LOGP_REF)));
+        if !used {
+            found.error(
+                "model.reference",
+                "no stage uses the reference model, so it would have no effect",
+                "remove `[model.reference]`, or give a stage's objective a `kl` term",
+            );
+        }
+    }
+}
+
+fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Found) {
+    let at = format!("stage `{}`", stage.id());
+    let before = || recipe.stage[..index].iter();
+    if let Some(from) = stage.from() {
+        match before().find(|s| s.id() == from) {
+            None => found.error(&at, format!("`from` names `{from}`, which is no stage before this one"), "name an earlier stage"),
+            Some(s) if !s.makes_model() => {
+                found.error(&at, format!("`from` names `{from}`, which makes no model"), "name a stage that trains or makes a model");
+            }
+            Some(_) => {}
+        }
+    } else if !matches!(stage, Stage::Tokenizer(_) | Stage::Init(_))
+        && recipe.model.policy.is_none()
+        && !before().any(Stage::makes_model)
+    {
+        found.error(&at, "there is no model to start from", "put a stage of kind `init` before it, or add `[model.policy]`");
+    }
+    match stage {
+        Stage::Tokenizer(s) => {
+            data_problems(&at, &s.data, found);
+            if s.vocab_size < 264 {
+                found.error(&at, format!("`vocab_size` is {}", s.vocab_size), "256 bytes and the special tokens need at least 264");
+            }
+        }
+        Stage::Init(s) => {
+            let tokenizer = s.tokenizer.is_some() || before().any(|s| matches!(s, Stage::Tokenizer(_)));
+            if !tokenizer {
+                found.error(&at, "there is no tokenizer", "set `tokenizer` to a directory, or put a stage of kind `tokenizer` before it");
+            }
+        }
+        Stage::Offline(s) => offline_problems(&at, s, found),
+        Stage::Online(s) => online_problems(recipe, &at, s, found),
+        Stage::Evaluate(s) => {
+            if s.tasks.is_empty() && recipe.eval_tasks().next().is_none() {
+                found.error(&at, "there is nothing to measure", "give the stage `tasks`, or the recipe `[[target]]` or `[[retain]]`");
+            }
+            s.tasks.iter().for_each(|t| eval_problems(&format!("{at}, task `{}`", t.id), t, found));
+        }
+    }
+}
+
+fn data_problems(at: &str, data: &[DataSource], found: &mut Found) {
+    if data.is_empty() {
+        found.error(at, "`data` is empty", "give at least one source");
+    }
+    let shared = data.iter().filter(|d| d.share().is_some()).count();
+    if shared != 0 && shared != data.len() {
+        found.error(at, "some sources have a `share` and some have none", "give every source a `share`, or none");
+    }
+    for source in data {
+        if source.share().is_some_and(|s| !(s > 0.0 && s.is_finite())) {
+            found.error(at, format!("a `share` is {}", source.share().unwrap_or(0.0)), "shares are above 0");
+        }
+        if let DataSource::Tasks { n, .. } = source {
+            found.positive(at, "n", *n);
+        }
+        if let DataSource::File { prompt, answer, .. } = source
+            && prompt.is_some() != answer.is_some()
+        {
+            found.error(at, "only one of `prompt` and `answer` is given", "name both columns, or none");
+        }
+    }
+}
+
+fn optimizer_problems(at: &str, optimizer: &Optimizer, clip_norm: f64, found: &mut Found) {
+    let Optimizer::Adamw { lr, beta1, beta2, eps, weight_decay } = *optimizer;
+    let range = |name: &str, value: f64, ok: bool, expected: &str, found: &mut Found| {
+        if !ok {
+            found.error(at, format!("`{name}` is {value}"), format!("`{name}` is {expected}"));
+        }
+    };
+    range("lr", lr, lr > 0.0 && lr.is_finite(), "above 0", found);
+    range("beta1", beta1, (0.0..1.0).contains(&beta1), "in 0..1", found);
+    range("beta2", beta2, (0.0..1.0).contains(&beta2), "in 0..1", found);
+    range("eps", eps, eps > 0.0, "above 0", found);
+    range("weight_decay", weight_decay, weight_decay >= 0.0, "0 or more", found);
+    range("clip_norm", clip_norm, clip_norm >= 0.0, "0 (off) or more", found);
+    if lr > 0.1 {
+        found.warn(at, format!("`lr` is {lr}"), "AdamW usually works between 1e-7 and 1e-2");
+    }
+}
+
+fn offline_problems(at: &str, s: &OfflineStage, found: &mut Found) {
+    data_problems(at, &s.data, found);
+    found.exactly_one(at, "`batch.examples` and `batch.tokens`", count(&[s.batch.examples.is_some(), s.batch.tokens.is_some()]));
+    found.exactly_one(at, "`steps` and `epochs`", count(&[s.steps.is_some(), s.epochs.is_some()]));
+    for (name, value) in [("batch.examples", s.batch.examples), ("batch.tokens", s.batch.tokens), ("steps", s.steps)] {
+        value.into_iter().for_each(|v| found.positive(at, name, v));
+    }
+    for (name, value) in
+        [("max_tokens", s.max_tokens), ("micro_tokens", s.micro_tokens), ("checkpoint_every", s.checkpoint_every)]
+    {
+        found.positive(at, name, value);
+    }
+    if s.epochs.is_some_and(|e| !(e > 0.0 && e.is_finite())) {
+        found.error(at, format!("`epochs` is {}", s.epochs.unwrap_or(0.0)), "`epochs` is above 0");
+    }
+    if s.mask == super::Mask::All && s.prompt_weight != 0.0 {
+        found.error(at, "`prompt_weight` has no effect with `mask = \"all\"`", "remove one of the two");
+    }
+    if !(0.0..=1.0).contains(&s.prompt_weight) {
+        found.error(at, format!("`prompt_weight` is {}", s.prompt_weight), "`prompt_weight` is between 0 and 1");
+    }
+    optimizer_problems(at, &s.optimizer, s.clip_norm, found);
+    found.parts(at, "schedule", s.schedule.check());
+    found.parts(at, "weighting", s.weighting.check());
+}
+
+fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
+    if s.tasks.is_empty() {
+        found.error(at, "`tasks` is empty", "give at least one task source");
+    }
+    if s.tasks.iter().any(|t| !(t.share > 0.0 && t.share.is_finite())) {
+        found.error(at, "a task source has a `share` that is not above 0", "shares are above 0");
+    }
+    if s.rewards.is_empty() {
+        found.error(at, "`rewards` is empty", "add one, such as `{ name = \"correct\", kind = \"verifier\" }`");
+    } else if s.rewards.iter().all(|r| r.weight == 0.0) {
+        found.error(at, "every reward has weight 0", "give at least one reward a weight");
+    }
+    let positive = [
+        ("steps", s.steps),
+        ("prompts_per_step", s.prompts_per_step),
+        ("samples_per_prompt", s.samples_per_prompt),
+        ("inner_epochs", s.inner_epochs),
+        ("minibatches", s.minibatches),
+        ("micro_tokens", s.micro_tokens),
+        ("max_batch", s.max_batch),
+        ("checkpoint_every", s.checkpoint_every),
+        ("max_prompt_tokens", s.max_prompt_tokens),
+        ("log_rollouts_every", s.log_rollouts_every),
+    ];
+    positive.iter().for_each(|(name, value)| found.positive(at, name, *value));
+    found.parts(at, "objective", s.objective.check(s.samples_per_prompt));
+    if s.minibatches > s.prompts_per_step {
+        found.error(
+            at,
+            format!("`minibatches` is {} with {} prompts in a step", s.minibatches, s.prompts_per_step),
+            "a minibatch holds whole groups: use at most `prompts_per_step`",
+        );
+    }
+    if s.objective.needs().contains(Needs::LOGP_REF) && recipe.model.reference.is_none() {
+        found.error(
+            at,
+            "the `kl` term needs a reference model",
+            "add `[model.reference]` with `policy_at = \"stage_start\"` or a `path`",
+        );
+    }
+    generation_problems(at, &s.sampling, found);
+    if s.sampling.temperature == 0.0 {
+        found.error(at, "`temperature` is 0, so all completions of a prompt are the same", "use a temperature above 0");
+    }
+    if s.sampling.top_k.is_some() || s.sampling.top_p.is_some() || s.sampling.min_p.is_some() {
+        found.warn(
+            at,
+            "`top_k`, `top_p` or `min_p` cut the sampling distribution, the trainer's log-probabilities are of the whole one",
+            "leave them out for an unbiased ratio; the lost mass is reported as `sampling/lost_mass`",
+        );
+    }
+    if let ModelSpec { policy_at: Some(ModelAt::StageStart), .. } =
+        recipe.model.reference.clone().unwrap_or(ModelSpec { path: None, policy_at: None })
+        && s.inner_epochs * s.minibatches * s.steps == 1
+    {
+        found.warn(at, "with one optimiser step the KL to the stage's start is always 0", "take more steps, or drop the term");
+    }
+    optimizer_problems(at, &s.optimizer, s.clip_norm, found);
+    found.parts(at, "schedule", s.schedule.check());
+}
+
+fn generation_problems(at: &str, g: &Generation, found: &mut Found) {
+    found.positive(at, "max_tokens", g.max_tokens);
+    if !(g.temperature >= 0.0 && g.temperature.is_finite()) {
+        found.error(at, format!("`temperature` is {}", g.temperature), "`temperature` is 0 (greedy) or more");
+    }
+    if g.top_k == Some(0) {
+        found.error(at, "`top_k` is 0", "leave it out to sample from the whole vocabulary");
+    }
+    for (name, value) in [("top_p", g.top_p), ("min_p", g.min_p)] {
+        if value.is_some_and(|v| !(v > 0.0 && v <= 1.0)) {
+            found.error(at, format!("`{name}` is {}", value.unwrap_or(0.0)), format!("`{name}` is above 0 and at most 1"));
+        }
+    }
+    let truncates = g.top_k.is_some() || g.top_p.is_some() || g.min_p.is_some();
+    if g.temperature == 0.0 && truncates {
+        found.error(at, "`top_k`, `top_p` and `min_p` have no effect at temperature 0", "remove them, or set a temperature");
+    }
+    if g.stop.iter().any(String::is_empty) {
+        found.error(at, "a `stop` string is empty", "remove it");
+    }
+}
+
+fn eval_problems(at: &str, task: &EvalTask, found: &mut Found) {
+    found.positive(at, "n", task.n);
+    found.positive(at, "samples", task.samples);
+    found.positive(at, "max_tokens", task.max_tokens);
+    if task.samples > 1 && task.temperature == Some(0.0) {
+        found.error(at, format!("{} samples at temperature 0 are all the same", task.samples), "set a temperature, or `samples = 1`");
+    }
+    if task.temperature.is_some_and(|t| !(t >= 0.0 && t.is_finite())) {
+        found.error(at, "`temperature` is not a number of 0 or more", "use 0 for greedy decoding");
+    }
+}
+
+fn count(given: &[bool]) -> usize {
+    given.iter().filter(|g| **g).count()
+}

@@ -1,0 +1,182 @@
+//! From a TOML file and `--set` overrides to a [`Recipe`].
+
+use std::path::{Path, PathBuf};
+
+use toml::Value;
+
+use super::Recipe;
+
+/// A recipe that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The file could not be read.
+    #[error("cannot read the recipe `{path}`: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("`{path}` is not valid TOML: {message}", path = path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// The parser's message with line and column.
+        message: String,
+    },
+    /// A key or value that the recipe format does not have.
+    #[error("`{path}`: {message}", path = path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, where.
+        message: String,
+    },
+    /// A `--set` that does not fit.
+    #[error("--set {set}: {why}")]
+    Set {
+        /// The override as given.
+        set: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A recipe with the file it came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The recipe, every default filled in.
+    pub recipe: Recipe,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// Reads a recipe file and applies `key.path=value` overrides, in order.
+pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, RecipeError> {
+    let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Read { path: path.into(), source })?;
+    parse(&text, path, sets).map(|recipe| Loaded { recipe, path: path.into() })
+}
+
+/// Reads a recipe from text; `path` is named in messages only.
+pub fn parse(text: &str, path: &Path, sets: &[String]) -> Result<Recipe, RecipeError> {
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| RecipeError::Toml { path: path.into(), message: e.to_string() })?;
+    let mut value = Value::Table(table);
+    for set in sets {
+        apply_set(&mut value, set)?;
+    }
+    // The parts one by one first, so that a message names the stage or task it concerns.
+    locate(&value).map_err(|message| RecipeError::Shape { path: path.into(), message })?;
+    value.try_into().map_err(|e: toml::de::Error| RecipeError::Shape { path: path.into(), message: tidy(&e) })
+}
+
+/// The recipe as TOML with every default spelled out: what a run directory keeps.
+pub fn to_toml(recipe: &Recipe) -> String {
+    // Through a value, so that plain keys come before tables whatever the order of the fields.
+    let value = Value::try_from(recipe).expect("a recipe holds nothing that TOML cannot say");
+    toml::to_string_pretty(&value).expect("a TOML value can be written")
+}
+
+fn tidy(error: &toml::de::Error) -> String {
+    error.message().trim().to_string()
+}
+
+/// Reads each element of the arrays of tables alone, to say which one is wrong.
+fn locate(value: &Value) -> Result<(), String> {
+    let name = |table: &Value, key: &str, i: usize| match table.get("id").and_then(Value::as_str) {
+        Some(id) => format!("{key} `{id}`"),
+        None => format!("{key} number {}", i + 1),
+    };
+    let tables = |key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    for (i, stage) in tables("stage").into_iter().enumerate() {
+        let at = name(&stage, "stage", i);
+        stage.try_into::<super::Stage>().map_err(|e| format!("{at}: {}", tidy(&e)))?;
+    }
+    for key in ["target", "retain"] {
+        for (i, task) in tables(key).into_iter().enumerate() {
+            let at = name(&task, key, i);
+            task.try_into::<super::EvalTask>().map_err(|e| format!("{at}: {}", tidy(&e)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Applies one `a.b.c=value` override. A step into an array of tables is the `id` of an element or its number from 0.
+/// The value is read as TOML, and as a plain string where it is none.
+pub fn apply_set(root: &mut Value, set: &str) -> Result<(), RecipeError> {
+    let fail = |why: String| RecipeError::Set { set: set.into(), why };
+    let (path, text) = set.split_once('=').ok_or_else(|| fail("expected key.path=value".into()))?;
+    let new = read_value(text.trim());
+    let mut keys: Vec<&str> = path.trim().split('.').collect();
+    let last = keys.pop().filter(|k| !k.is_empty()).ok_or_else(|| fail("the key is empty".into()))?;
+    let mut at = root;
+    for key in keys {
+        at = step(at, key).map_err(&fail)?;
+    }
+    match at {
+        Value::Table(table) => {
+            table.insert(last.into(), new);
+            Ok(())
+        }
+        Value::Array(_) => {
+            *step(at, last).map_err(&fail)? = new;
+            Ok(())
+        }
+        other => Err(fail(format!("`{last}` is set on a {}, expected a table", other.type_str()))),
+    }
+}
+
+fn step<'a>(at: &'a mut Value, key: &str) -> Result<&'a mut Value, String> {
+    match at {
+        Value::Table(table) => Ok(table.entry(key).or_insert_with(|| Value::Table(toml::Table::new()))),
+        Value::Array(items) => {
+            let ids: Vec<String> =
+                items.iter().filter_map(|v| v.get("id").and_then(Value::as_str).map(String::from)).collect();
+            let by_id = items.iter().position(|v| v.get("id").and_then(Value::as_str) == Some(key));
+            let index = by_id.or_else(|| key.parse().ok().filter(|&i: &usize| i < items.len()));
+            index.map(|i| &mut items[i]).ok_or_else(|| {
+                let known = if ids.is_empty() { String::new() } else { format!(" or one of the ids {}", ids.join(", ")) };
+                format!("no element `{key}`; expected a number below the length{known}")
+            })
+        }
+        other => Err(format!("`{key}` is looked up in a {}, expected a table", other.type_str())),
+    }
+}
+
+fn read_value(text: &str) -> Value {
+    let parsed: Result<toml::Table, _> = format!("v = {text}").parse();
+    parsed.ok().and_then(|mut t| t.remove("v")).unwrap_or_else(|| Value::String(text.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> Value {
+        Value::Table(text.parse().unwrap())
+    }
+
+    #[test]
+    fn set_reaches_into_tables_and_arrays_by_id() {
+        let mut v = table("seed = 1\n[[stage]]\nid = \"sft\"\nsteps = 3\n[stage.optimizer]\nlr = 1.0\n");
+        apply_set(&mut v, "seed=7").unwrap();
+        apply_set(&mut v, "stage.sft.optimizer.lr=1e-4").unwrap();
+        apply_set(&mut v, "stage.0.steps=9").unwrap();
+        apply_set(&mut v, "model.policy.path=models/x").unwrap();
+        assert_eq!(v["seed"].as_integer(), Some(7));
+        assert_eq!(v["stage"][0]["optimizer"]["lr"].as_float(), Some(1e-4));
+        assert_eq!(v["stage"][0]["steps"].as_integer(), Some(9));
+        assert_eq!(v["model"]["policy"]["path"].as_str(), Some("models/x"));
+    }
+
+    #[test]
+    fn a_set_that_does_not_fit_names_the_way_out() {
+        let mut v = table("seed = 1\n[[stage]]\nid = \"sft\"\n");
+        let text = apply_set(&mut v, "stage.rl.steps=3").unwrap_err().to_string();
+        assert!(text.contains("`rl`") && text.contains("sft"), "{text}");
+        assert!(apply_set(&mut v, "seed").unwrap_err().to_string().contains("key.path=value"));
+        assert!(apply_set(&mut v, "seed.x=1").unwrap_err().to_string().contains("table"));
+    }
+}

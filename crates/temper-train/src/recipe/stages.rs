@@ -1,0 +1,257 @@
+//! The stage kinds.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use temper_algo::{PolicyObjective, Schedule, TokenObjective, Weighting};
+use temper_env::{RewardPart, TaskSource};
+
+use super::parts::{Batch, Clip, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape};
+
+/// One stage of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Stage {
+    /// Train a tokenizer.
+    Tokenizer(TokenizerStage),
+    /// Make a model with random weights.
+    Init(InitStage),
+    /// Train on given examples: supervised fine-tuning and everything else that samples nothing.
+    Offline(OfflineStage),
+    /// Train on what the model samples: reinforcement learning.
+    Online(OnlineStage),
+    /// Measure only.
+    Evaluate(EvaluateStage),
+}
+
+impl Stage {
+    /// The stage's name, unique in the recipe.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Tokenizer(s) => &s.id,
+            Self::Init(s) => &s.id,
+            Self::Offline(s) => &s.id,
+            Self::Online(s) => &s.id,
+            Self::Evaluate(s) => &s.id,
+        }
+    }
+
+    /// The stage that this one names as its start.
+    pub fn from(&self) -> Option<&str> {
+        match self {
+            Self::Tokenizer(_) | Self::Init(_) => None,
+            Self::Offline(s) => s.from.as_deref(),
+            Self::Online(s) => s.from.as_deref(),
+            Self::Evaluate(s) => s.from.as_deref(),
+        }
+    }
+
+    /// Whether the stage's result is a model.
+    pub fn makes_model(&self) -> bool {
+        matches!(self, Self::Init(_) | Self::Offline(_) | Self::Online(_))
+    }
+
+    /// Whether the stage trains, so that the evaluation tasks are measured after it.
+    pub fn trains(&self) -> bool {
+        matches!(self, Self::Offline(_) | Self::Online(_))
+    }
+}
+
+/// Train a byte-level BPE tokenizer on text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerStage {
+    /// Name of the stage.
+    pub id: String,
+    /// The text: rendered conversations and plain text.
+    pub data: Vec<DataSource>,
+    /// Tokens in the vocabulary, special ones and the 256 bytes included.
+    pub vocab_size: usize,
+    /// Split numbers into single digits (default true).
+    #[serde(default = "yes")]
+    pub individual_digits: bool,
+}
+
+/// Make a model with random weights for the tokenizer of the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InitStage {
+    /// Name of the stage.
+    pub id: String,
+    /// Directory of the tokenizer; by default the one that a `tokenizer` stage before made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// The model's shape.
+    pub shape: Shape,
+}
+
+/// Train on given examples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OfflineStage {
+    /// Name of the stage.
+    pub id: String,
+    /// Stage whose model this one starts from (default: the closest one before that makes a model).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Training examples.
+    pub data: Vec<DataSource>,
+    /// Loss of a token (default `nll`).
+    #[serde(default)]
+    pub objective: TokenObjective,
+    /// How tokens are averaged over the step (default `token`: every supervised token counts the same).
+    #[serde(default)]
+    pub weighting: Weighting,
+    /// Which tokens carry loss (default `response`).
+    #[serde(default)]
+    pub mask: Mask,
+    /// Weight of the tokens outside the response with `mask = "response"` (default 0: none).
+    #[serde(default)]
+    pub prompt_weight: f32,
+    /// Longest example, in tokens.
+    pub max_tokens: usize,
+    /// What to do with longer ones (default `drop`).
+    #[serde(default)]
+    pub overflow: Overflow,
+    /// Size of an optimiser step.
+    pub batch: Batch,
+    /// Length of the stage in passes over the data. Either this or `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Length of the stage in optimiser steps. Either this or `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    /// Learning-rate schedule (default constant without warm-up).
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Largest gradient norm (default 1; 0 switches clipping off).
+    #[serde(default = "clip_norm")]
+    pub clip_norm: Clip,
+    /// Most tokens in memory at once: a step is split into micro-batches of at most this many (default 1024).
+    #[serde(default = "micro_tokens")]
+    pub micro_tokens: usize,
+    /// Recompute the blocks' activations in the backward pass: less memory, about a third more time (default false).
+    #[serde(default)]
+    pub recompute: bool,
+    /// Optimiser steps between checkpoints (default 100).
+    #[serde(default = "checkpoint_every")]
+    pub checkpoint_every: usize,
+}
+
+/// A source of tasks and how often it is drawn from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TaskMix {
+    /// The tasks.
+    pub source: TaskSource,
+    /// Share of the prompts, relative to the other sources' (default 1).
+    #[serde(default = "share")]
+    pub share: f64,
+}
+
+/// Train on what the model samples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OnlineStage {
+    /// Name of the stage.
+    pub id: String,
+    /// Stage whose model this one starts from (default: the closest one before that makes a model).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Where the prompts come from.
+    pub tasks: Vec<TaskMix>,
+    /// Rounds of sampling and training.
+    pub steps: usize,
+    /// Prompts in a round, P.
+    pub prompts_per_step: usize,
+    /// Completions of each prompt, G.
+    pub samples_per_prompt: usize,
+    /// Longest prompt, in tokens; tasks with a longer one are left out and counted (default 1024).
+    #[serde(default = "max_prompt_tokens")]
+    pub max_prompt_tokens: usize,
+    /// How completions are sampled.
+    pub sampling: Generation,
+    /// What a completion is rewarded for: the weighted sum of the parts.
+    pub rewards: Vec<RewardPart>,
+    /// Advantage, ratio, surrogate, KL term and weighting.
+    #[serde(default)]
+    pub objective: PolicyObjective,
+    /// Leave groups whose rewards are all equal out of the update; the share is reported either way (default true).
+    #[serde(default = "yes")]
+    pub drop_constant_groups: bool,
+    /// Passes over a round's completions (default 1).
+    #[serde(default = "inner_epochs")]
+    pub inner_epochs: usize,
+    /// Optimiser steps in a pass; the groups are dealt out evenly (default 1).
+    #[serde(default = "inner_epochs")]
+    pub minibatches: usize,
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    /// Learning-rate schedule over optimiser steps (default constant without warm-up).
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Largest gradient norm (default 1; 0 switches clipping off).
+    #[serde(default = "clip_norm")]
+    pub clip_norm: Clip,
+    /// Most tokens in memory at once in training; a group is never split (default 1024).
+    #[serde(default = "micro_tokens")]
+    pub micro_tokens: usize,
+    /// Sequences that are sampled at the same time (default 32).
+    #[serde(default = "max_batch")]
+    pub max_batch: usize,
+    /// Recompute the blocks' activations in the backward pass (default false).
+    #[serde(default)]
+    pub recompute: bool,
+    /// Rounds between checkpoints (default 20).
+    #[serde(default = "online_checkpoint_every")]
+    pub checkpoint_every: usize,
+    /// Rounds between the completions kept in `rollouts.jsonl`; the first and the last round always are (default 10).
+    #[serde(default = "log_every")]
+    pub log_rollouts_every: usize,
+}
+
+/// Measure tasks without training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateStage {
+    /// Name of the stage.
+    pub id: String,
+    /// Stage whose model is measured (default: the closest one before that makes a model).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// What is measured, besides the recipe's targets and retained tasks.
+    #[serde(default)]
+    pub tasks: Vec<EvalTask>,
+}
+
+fn yes() -> bool {
+    true
+}
+fn share() -> f64 {
+    1.0
+}
+fn clip_norm() -> f64 {
+    1.0
+}
+fn micro_tokens() -> usize {
+    1024
+}
+fn max_batch() -> usize {
+    32
+}
+fn checkpoint_every() -> usize {
+    100
+}
+fn online_checkpoint_every() -> usize {
+    20
+}
+fn max_prompt_tokens() -> usize {
+    1024
+}
+fn inner_epochs() -> usize {
+    1
+}
+fn log_every() -> usize {
+    10
+}

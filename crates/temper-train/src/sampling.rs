@@ -1,0 +1,48 @@
+//! Between a recipe's sampling rules and the engine's, which knows token ids only.
+
+use temper_data::Tokenizer;
+use temper_model::Sampling;
+
+use crate::error::Result;
+use crate::recipe::Generation;
+
+impl Generation {
+    /// Whether a rule cuts the sampling distribution.
+    pub fn truncates(&self) -> bool {
+        self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some()
+    }
+}
+
+/// The engine's sampling rules; every end-of-sequence and end-of-turn token of the tokenizer stops.
+pub fn sampling(rules: &Generation, tokenizer: &Tokenizer) -> Sampling {
+    Sampling {
+        temperature: rules.temperature,
+        top_k: rules.top_k,
+        top_p: rules.top_p,
+        min_p: rules.min_p,
+        max_tokens: rules.max_tokens,
+        stop_ids: tokenizer.eos_ids().to_vec(),
+    }
+}
+
+/// A predicate over a completion's tokens: whether its text holds a stop string.
+pub fn decode_stops<'a>(tokenizer: &'a Tokenizer, stop: &'a [String]) -> impl Fn(&[u32]) -> bool + Sync + 'a {
+    // A stop string of b bytes spans at most b tokens, and a character cut at the window's start spoils at most 4 more.
+    let window = stop.iter().map(String::len).max().unwrap_or(0) + 4;
+    move |tokens: &[u32]| {
+        if stop.is_empty() {
+            return false;
+        }
+        let tail = &tokens[tokens.len().saturating_sub(window)..];
+        tokenizer.decode(tail, true).is_ok_and(|text| stop.iter().any(|s| text.contains(s.as_str())))
+    }
+}
+
+/// The text of a completion: without special tokens, and cut before the first stop string.
+pub fn text(tokenizer: &Tokenizer, tokens: &[u32], stop: &[String]) -> Result<String> {
+    let mut text = tokenizer.decode(tokens, true)?;
+    if let Some(at) = stop.iter().filter_map(|s| text.find(s.as_str())).min() {
+        text.truncate(at);
+    }
+    Ok(text)
+}
