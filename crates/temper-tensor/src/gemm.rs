@@ -1,89 +1,102 @@
-//! The three products of a linear layer over panels. Every output element is one chain of fused multiply-adds in
-//! ascending order of its reduction index, so bits depend neither on the number of rows nor on tiles, blocks or threads.
-#![allow(unsafe_code)] // the micro-kernel takes pointers with strides
+//! The three products of a linear layer over [`Panels`].
+//!
+//! Every output element is one chain of multiply-adds in ascending order of its reduction index, starting from zero or
+//! from the element's old value. Between blocks of the reduction the partial sum is stored and loaded again, which
+//! changes no bits. So results depend neither on the number of rows nor on tiles, blocks, threads or, for the weight
+//! gradient, on how rows are cut into calls.
 
-use crate::panels::{LANES, Panels};
+mod backward;
+mod forward;
+pub(crate) mod tile;
+
+#[cfg(test)]
+mod tests;
+
+use rayon::prelude::*;
+
+use crate::isa::{Isa, isa};
+use crate::panels::Panels;
+
+pub(crate) use tile::tile;
+
+/// Steps of the reduction that run before the partial sums are stored.
+const DEPTH: usize = 256;
+/// Rows of the left operand that are kept in the second-level cache: with `DEPTH` steps, 240 KiB.
+const ROW_BLOCK: usize = 240;
+/// Multiply-adds below which a second thread costs more than it brings.
+const FORK: usize = 1 << 18;
 
 /// `y = x w^T` (`y +=` when `acc`): `x [m, k]`, `w [n, k]`, `y [m, n]`, row-major.
 pub fn linear(x: &[f32], m: usize, w: &Panels, y: &mut [f32], acc: bool) {
+    linear_at(isa(), x, m, w, y, acc);
+}
+
+/// [`linear`] at a given level, which the processor must offer.
+pub(crate) fn linear_at(isa: Isa, x: &[f32], m: usize, w: &Panels, y: &mut [f32], acc: bool) {
     let (n, k) = (w.n(), w.k());
     assert_eq!((x.len(), y.len()), (m * k, m * n), "x is [{m}, {k}] and y is [{m}, {n}]");
-    for r in 0..m {
-        for j in 0..n {
-            let mut s = if acc { y[r * n + j] } else { 0.0 };
-            for i in 0..k {
-                s = x[r * k + i].mul_add(w.data()[w.index(j, i)], s);
-            }
-            y[r * n + j] = s;
-        }
+    if !acc && k == 0 {
+        y.fill(0.0);
+    }
+    if m > 0 && n > 0 && k > 0 {
+        forward::run(isa, x, m, w, y, acc);
     }
 }
 
-/// `dx = dy w` (`dx +=` when `acc`): `dy [m, n]`, `w [n, k]`, `dx [m, k]`.
+/// `dx = dy w` (`dx +=` when `acc`): `dy [m, n]`, `w [n, k]`, `dx [m, k]`, row-major.
 pub fn linear_dx(dy: &[f32], m: usize, w: &Panels, dx: &mut [f32], acc: bool) {
+    linear_dx_at(isa(), dy, m, w, dx, acc);
+}
+
+/// [`linear_dx`] at a given level, which the processor must offer.
+pub(crate) fn linear_dx_at(isa: Isa, dy: &[f32], m: usize, w: &Panels, dx: &mut [f32], acc: bool) {
     let (n, k) = (w.n(), w.k());
     assert_eq!((dy.len(), dx.len()), (m * n, m * k), "dy is [{m}, {n}] and dx is [{m}, {k}]");
-    for r in 0..m {
-        for i in 0..k {
-            let mut s = if acc { dx[r * k + i] } else { 0.0 };
-            for j in 0..n {
-                s = dy[r * n + j].mul_add(w.data()[w.index(j, i)], s);
-            }
-            dx[r * k + i] = s;
-        }
+    if !acc && n == 0 {
+        dx.fill(0.0);
+    }
+    if m > 0 && n > 0 && k > 0 {
+        backward::dx(isa, dy, m, w, dx, acc);
     }
 }
 
-/// `dw += dy^T x`: `dy [m, n]`, `x [m, k]`, `dw [n, k]`, rows in ascending order.
+/// `dw += dy^T x`: `dy [m, n]`, `x [m, k]`, row-major, `dw [n, k]`. Rows are added in ascending order, so that
+/// consecutive calls on parts of a batch give the same bits as one call on the whole.
 pub fn linear_dw(dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
+    linear_dw_at(isa(), dy, x, m, dw);
+}
+
+/// [`linear_dw`] at a given level, which the processor must offer.
+pub(crate) fn linear_dw_at(isa: Isa, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
     let (n, k) = (dw.n(), dw.k());
     assert_eq!((dy.len(), x.len()), (m * n, m * k), "dy is [{m}, {n}] and x is [{m}, {k}]");
-    for r in 0..m {
-        for j in 0..n {
-            for i in 0..k {
-                let at = dw.index(j, i);
-                let s = dw.data()[at];
-                dw.data_mut()[at] = dy[r * n + j].mul_add(x[r * k + i], s);
-            }
-        }
+    if m > 0 && n > 0 && k > 0 {
+        backward::dw(isa, dy, x, m, dw);
     }
 }
 
-/// The micro-kernel: `c[i][lane] (= or +=) sum over r < depth of a[i * a_row + r * a_k] * b[r * b_k + lane]` for
-/// `i < rows` and 16 lanes of `b0` (and of `b1`, unless it is null), one ascending chain an element. Strides in floats.
-///
-/// # Safety
-/// `rows <= 12`; every address that the formula names is valid, `c0` and `c1` for writing and apart from the inputs.
-pub(crate) unsafe fn tile(
-    rows: usize,
-    depth: usize,
-    a: *const f32,
-    a_row: usize,
-    a_k: usize,
-    b0: *const f32,
-    b1: *const f32,
-    b_k: usize,
-    c0: *mut f32,
-    c1: *mut f32,
-    c_row: usize,
-    acc: bool,
-) {
-    for (b, c) in [(b0, c0), (b1, c1)] {
-        if b.is_null() {
-            continue;
-        }
-        for i in 0..rows {
-            for l in 0..LANES {
-                // SAFETY: the caller vouches for these addresses.
-                unsafe {
-                    let out = c.add(i * c_row + l);
-                    let mut s = if acc { *out } else { 0.0 };
-                    for r in 0..depth {
-                        s = (*a.add(i * a_row + r * a_k)).mul_add(*b.add(r * b_k + l), s);
-                    }
-                    *out = s;
-                }
-            }
-        }
+/// A pointer that several threads use for disjoint parts of one output.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: each task writes its own rectangle of the output.
+#[allow(unsafe_code)] // see above
+unsafe impl Send for Output {}
+// SAFETY: as above.
+#[allow(unsafe_code)] // see above
+unsafe impl Sync for Output {}
+
+impl Output {
+    fn get(&self) -> *mut f32 {
+        self.0
+    }
+}
+
+/// Runs `task(0..tasks)`, on all threads when the work (in multiply-adds) is worth it.
+fn share(tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
+    if tasks > 1 && work >= FORK && rayon::current_num_threads() > 1 {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    } else {
+        (0..tasks).for_each(task);
     }
 }
