@@ -96,7 +96,13 @@ impl KvCache {
             }
             let page = layer.pages.last_mut().map(Arc::make_mut);
             if let Some(page) = page {
-                page.write(at, heads, d, &k[r * heads * d..(r + 1) * heads * d], &v[r * heads * d..(r + 1) * heads * d]);
+                page.write(
+                    at,
+                    heads,
+                    d,
+                    &k[r * heads * d..(r + 1) * heads * d],
+                    &v[r * heads * d..(r + 1) * heads * d],
+                );
             }
             layer.len += 1;
         }
