@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use temper_algo::{split_seed, stats};
-use temper_data::{EncodeOptions, Encoded, Format, MaskPolicy, Overflow, encode_all, encode_prompt, load};
+use temper_data::{Encoded, Format, Overflow, encode_all, encode_prompt, load};
 use temper_env::{Pair, RewardKind, RewardPart, Scorer, Task, Transcript};
-use temper_model::{Batch, Model, Request, ScoredSequence, Stop};
+use temper_model::{Batch, Completion, Model, Request, ScoredSequence, Stop};
 use temper_tensor::HeadSpec;
 
 use crate::context::Context;
@@ -135,10 +135,9 @@ fn task_cell(ctx: &mut Context, model: &Model, items: &[Task], stage: &str, task
     let mut ticks = vec![];
     let done = complete(ctx, model, &requests, &rules, MAX_BATCH, &mut |done, of| ticks.push((done, of)))?;
     drop(ticks);
-    let texts: Vec<Vec<String>> = done
-        .iter()
-        .map(|c| c.iter().map(|c| sampling::text(ctx.tokenizer()?, &c.tokens, &task.stop)).collect::<Result<_>>())
-        .collect::<Result<_>>()?;
+    let tokenizer = ctx.tokenizer()?;
+    let text = |c: &Completion| sampling::text(tokenizer, &c.tokens, &task.stop);
+    let texts: Vec<Vec<String>> = done.iter().map(|c| c.iter().map(text).collect()).collect();
     let flat = || kept.iter().zip(&done).zip(&texts).flat_map(|((t, c), x)| c.iter().zip(x).map(move |(c, x)| (*t, c, x)));
     let cut = |stop: Stop| matches!(stop, Stop::MaxTokens | Stop::ContextFull);
     let transcripts: Vec<Transcript> = flat()
@@ -208,7 +207,7 @@ fn pair_cell(ctx: &Context, model: &Model, pairs: &[Pair], stage: &str, task: &E
     let whole = |text: &String| {
         let ids = tokenizer.encode_with_bos(text)?;
         let weights = ids.iter().map(|_| 1.0).collect();
-        Ok(Encoded { ids, weights, truncated: false })
+        Ok(Encoded { ids, weights, ..Encoded::default() })
     };
     let rows = pairs.iter().flat_map(|p| [&p.good, &p.bad]).map(whole).collect::<Result<Vec<_>>>()?;
     let sums = row_logp(ctx, model, &rows)?;
@@ -221,9 +220,7 @@ fn pair_cell(ctx: &Context, model: &Model, pairs: &[Pair], stage: &str, task: &E
 fn nll_rows(ctx: &Context, path: &str, mask: Mask, max_tokens: usize, n: usize) -> Result<Vec<Encoded>> {
     let (mut examples, _) = load(&hub::local(path)?, &Format::auto())?;
     examples.truncate(n);
-    let mask = if mask == Mask::All { MaskPolicy::All } else { MaskPolicy::Response };
-    let options = EncodeOptions { mask, max_tokens, overflow: Overflow::Truncate };
-    let (rows, _) = encode_all(ctx.tokenizer()?, &examples, &options)?;
+    let (rows, _) = encode_all(ctx.tokenizer()?, &examples, mask.policy(), max_tokens, Overflow::Truncate)?;
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 

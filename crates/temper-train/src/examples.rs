@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use temper_data::{
-    Encoded, EncodeOptions, EpochSampler, Example, Format, Message, MixtureSampler, Payload, Report, Tokenizer, encode_all, load,
+    Encoded, EpochSampler, Example, Format, Message, MixtureSampler, Payload, Report, Tokenizer, encode_all, load,
 };
 use temper_env::Task;
 
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::recipe::{DataSource, Mask, OfflineStage, Overflow};
+use crate::recipe::{DataSource, OfflineStage};
 
 /// The training rows of an offline stage.
 #[derive(Debug)]
@@ -124,22 +124,11 @@ fn demonstration(task: Task) -> Result<Example> {
 
 /// All rows of an offline stage, tokenised; sources without a single supervised token are an error.
 pub fn prepare(stage: &OfflineStage, tokenizer: &Tokenizer, seed: u64) -> Result<Rows> {
-    let options = EncodeOptions {
-        mask: match stage.mask {
-            Mask::Response => temper_data::MaskPolicy::Response,
-            Mask::All => temper_data::MaskPolicy::All,
-        },
-        max_tokens: stage.max_tokens,
-        overflow: match stage.overflow {
-            Overflow::Drop => temper_data::Overflow::Drop,
-            Overflow::Truncate => temper_data::Overflow::Truncate,
-            Overflow::Error => temper_data::Overflow::Error,
-        },
-    };
+    let (mask, overflow) = (stage.mask.policy(), stage.overflow.rule());
     let mut all = Rows { rows: vec![], sizes: vec![], shares: None, reports: vec![] };
     for (index, source) in stage.data.iter().enumerate() {
         let examples = examples(source, temper_algo::split_seed(seed, &[index as u64]))?;
-        let (mut rows, report) = encode_all(tokenizer, &examples, &options)?;
+        let (mut rows, report) = encode_all(tokenizer, &examples, mask, stage.max_tokens, overflow)?;
         if stage.prompt_weight > 0.0 {
             rows.iter_mut().for_each(|(_, row)| weigh_prompt(row, stage.prompt_weight));
         }

@@ -38,12 +38,11 @@ pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progr
         Some(order) => order,
         None => Order::new(&rows, split_seed(seed, &[ORDER]))?,
     };
-    let mut plan = StepPlan::new(stage, &rows);
-    let total = plan.total_steps(&order);
+    let total = total_steps(stage, &rows);
     ctx.stage_begin(&stage.id, "offline", total, progress.step);
     while progress.step < total {
         let begun = Instant::now();
-        let picked = plan.draw(&mut order, progress);
+        let picked = draw(stage, &rows, &mut order, progress);
         let batch: Vec<&(String, Encoded)> = picked.iter().map(|&i| &rows.rows[i]).collect();
         let sums = step(ctx, learner, stage, &batch, progress.step)?;
         let factor = stage.schedule.value(progress.step as u64, total as u64);
@@ -167,53 +166,36 @@ fn finite(what: &'static str, value: f64, stage: &OfflineStage, step: usize, row
     Err(Error::NotFinite { what, value, stage: stage.id.clone(), step: step + 1, batch })
 }
 
-/// Which rows make a step, and how many steps there are.
-#[derive(Debug)]
-struct StepPlan<'a> {
-    stage: &'a OfflineStage,
-    rows: &'a Rows,
+/// Optimiser steps of a stage: as given, or as many as the epochs take.
+pub fn total_steps(stage: &OfflineStage, rows: &Rows) -> usize {
+    if let Some(steps) = stage.steps {
+        return steps;
+    }
+    let per_epoch = match (stage.batch.examples, stage.batch.tokens) {
+        (Some(examples), _) => rows.rows.len() as f64 / examples as f64,
+        (None, tokens) => {
+            let all: usize = rows.rows.iter().map(|(_, r)| r.ids.len()).sum();
+            all as f64 / tokens.unwrap_or(1) as f64
+        }
+    };
+    (stage.epochs.unwrap_or(1.0) * per_epoch).ceil().max(1.0) as usize
 }
 
-impl<'a> StepPlan<'a> {
-    fn new(stage: &'a OfflineStage, rows: &'a Rows) -> Self {
-        Self { stage, rows }
+/// The rows of the next step. With a token budget, the row that no longer fits waits for the next step.
+fn draw(stage: &OfflineStage, rows: &Rows, order: &mut Order, progress: &mut Progress) -> Vec<usize> {
+    if let Some(examples) = stage.batch.examples {
+        return (0..examples).map(|_| order.draw(&rows.sizes)).collect();
     }
-
-    /// Steps of the stage: as given, or as many as the epochs take.
-    fn total_steps(&self, _: &Order) -> usize {
-        if let Some(steps) = self.stage.steps {
-            return steps;
+    let budget = stage.batch.tokens.unwrap_or(1);
+    let (mut picked, mut tokens) = (vec![], 0);
+    loop {
+        let row = progress.waiting.take().unwrap_or_else(|| order.draw(&rows.sizes));
+        tokens += rows.rows[row].1.ids.len();
+        if tokens > budget && !picked.is_empty() {
+            progress.waiting = Some(row);
+            return picked;
         }
-        let epochs = self.stage.epochs.unwrap_or(1.0);
-        let per_epoch = match (self.stage.batch.examples, self.stage.batch.tokens) {
-            (Some(examples), _) => self.rows.rows.len() as f64 / examples as f64,
-            (None, tokens) => {
-                let all: usize = self.rows.rows.iter().map(|(_, r)| r.ids.len()).sum();
-                all as f64 / tokens.unwrap_or(1) as f64
-            }
-        };
-        (epochs * per_epoch).ceil().max(1.0) as usize
-    }
-
-    /// The rows of the next step. With a token budget, the row that no longer fits waits for the next step.
-    fn draw(&mut self, order: &mut Order, progress: &mut Progress) -> Vec<usize> {
-        let mut next = || progress.waiting.take().unwrap_or_else(|| order.draw(&self.rows.sizes));
-        if let Some(examples) = self.stage.batch.examples {
-            return (0..examples).map(|_| next()).collect();
-        }
-        let budget = self.stage.batch.tokens.unwrap_or(1);
-        let mut picked = vec![next()];
-        let length = |i: usize| self.rows.rows[i].1.ids.len();
-        let mut tokens = length(picked[0]);
-        loop {
-            let row = order.draw(&self.rows.sizes);
-            if tokens + length(row) > budget {
-                progress.waiting = Some(row);
-                return picked;
-            }
-            tokens += length(row);
-            picked.push(row);
-        }
+        picked.push(row);
     }
 }
 

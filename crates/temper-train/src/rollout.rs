@@ -208,7 +208,7 @@ pub fn complete(
 }
 
 fn rollout(ctx: &Context, completion: Completion, rules: &Generation) -> Result<Rollout> {
-    let text = crate::sampling::text(ctx.tokenizer()?, &completion.tokens, &rules.stop)?;
+    let text = crate::sampling::text(ctx.tokenizer()?, &completion.tokens, &rules.stop);
     let n = completion.tokens.len().max(1) as f64;
     Ok(Rollout {
         lost_mass: f64::from(completion.lost_mass.iter().sum::<f32>()) / n,

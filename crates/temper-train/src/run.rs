@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use temper_data::Tokenizer;
+use temper_data::{BpeOptions, Tokenizer, train_bpe};
 use temper_format::DType;
 use temper_format::atomic::DirWriter;
 use temper_model::Model;
@@ -145,7 +145,7 @@ pub fn load_model(ops: &dyn Ops, path: &Path) -> Result<(Model, Tokenizer)> {
         ));
     }
     let model = Model::load(ops, path)?;
-    let tokenizer = if path.is_dir() { Tokenizer::from_dir(path)? } else { Tokenizer::from_gguf(&temper_format::Gguf::open(path)?)? };
+    let tokenizer = load_tokenizer(path)?;
     if tokenizer.vocab_size() > model.config.vocab_size {
         return Err(Error::user(
             format!(
@@ -158,6 +158,11 @@ pub fn load_model(ops: &dyn Ops, path: &Path) -> Result<(Model, Tokenizer)> {
         ));
     }
     Ok((model, tokenizer))
+}
+
+/// Loads the tokenizer of a Hugging Face directory or a GGUF file.
+pub fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
+    Ok(if path.is_dir() { Tokenizer::from_dir(path)? } else { Tokenizer::from_gguf(&temper_format::Gguf::open(path)?)? })
 }
 
 /// Saves a model with its tokenizer as a Hugging Face directory, whole or not at all.
@@ -265,7 +270,17 @@ fn tokenizer(ctx: &mut Context, s: &TokenizerStage) -> Result<()> {
         let examples = examples::examples(source, temper_algo::split_seed(seed, &[i as u64]))?;
         texts.extend(examples.iter().flat_map(examples::texts));
     }
-    let made = Tokenizer::train_bpe(texts.iter().map(String::as_str), s.vocab_size, s.individual_digits)?;
+    let defaults = BpeOptions::default();
+    let options = BpeOptions {
+        vocab_size: s.vocab_size,
+        individual_digits: s.individual_digits,
+        pad_token: if s.special_tokens.is_some() { None } else { defaults.pad_token },
+        special_tokens: s.special_tokens.clone().unwrap_or(defaults.special_tokens),
+        eos_token: s.eos_token.clone().unwrap_or(defaults.eos_token),
+        chat_template: s.chat_template.clone().unwrap_or(defaults.chat_template),
+        bos_token: None,
+    };
+    let made = train_bpe(texts.iter().map(String::as_str), &options)?;
     let aside = DirWriter::create(ctx.dir.stage(&s.id))?;
     made.save(aside.path())?;
     aside.commit()?;

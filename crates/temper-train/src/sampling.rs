@@ -3,7 +3,6 @@
 use temper_data::Tokenizer;
 use temper_model::Sampling;
 
-use crate::error::Result;
 use crate::recipe::Generation;
 
 impl Generation {
@@ -34,15 +33,16 @@ pub fn decode_stops<'a>(tokenizer: &'a Tokenizer, stop: &'a [String]) -> impl Fn
             return false;
         }
         let tail = &tokens[tokens.len().saturating_sub(window)..];
-        tokenizer.decode(tail, true).is_ok_and(|text| stop.iter().any(|s| text.contains(s.as_str())))
+        let text = tokenizer.decode(tail, true);
+        stop.iter().any(|s| text.contains(s.as_str()))
     }
 }
 
 /// The text of a completion: without special tokens, and cut before the first stop string.
-pub fn text(tokenizer: &Tokenizer, tokens: &[u32], stop: &[String]) -> Result<String> {
-    let mut text = tokenizer.decode(tokens, true)?;
+pub fn text(tokenizer: &Tokenizer, tokens: &[u32], stop: &[String]) -> String {
+    let mut text = tokenizer.decode(tokens, true);
     if let Some(at) = stop.iter().filter_map(|s| text.find(s.as_str())).min() {
         text.truncate(at);
     }
-    Ok(text)
+    text
 }

@@ -148,8 +148,13 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
     match stage {
         Stage::Tokenizer(s) => {
             data_problems(&at, &s.data, found);
-            if s.vocab_size < 264 {
-                found.error(&at, format!("`vocab_size` is {}", s.vocab_size), "256 bytes and the special tokens need at least 264");
+            let least = 256 + s.special_tokens.as_ref().map_or(3, Vec::len);
+            if s.vocab_size < least {
+                found.error(&at, format!("`vocab_size` is {}", s.vocab_size), format!("256 bytes and the special tokens need at least {least}"));
+            }
+            let own = [s.special_tokens.is_some(), s.eos_token.is_some(), s.chat_template.is_some()];
+            if count(&own) % 3 != 0 {
+                found.error(&at, "only some of `special_tokens`, `eos_token` and `chat_template` are given", "they belong together: give all three, or none");
             }
         }
         Stage::Init(s) => {

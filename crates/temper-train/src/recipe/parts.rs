@@ -113,6 +113,16 @@ pub enum Mask {
     All,
 }
 
+impl Mask {
+    /// The data crate's policy.
+    pub fn policy(self) -> temper_data::MaskPolicy {
+        match self {
+            Self::Response => temper_data::MaskPolicy::Response,
+            Self::All => temper_data::MaskPolicy::All,
+        }
+    }
+}
+
 /// What to do with an example longer than `max_tokens`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -124,6 +134,17 @@ pub enum Overflow {
     Truncate,
     /// Stop with an error that names it.
     Error,
+}
+
+impl Overflow {
+    /// The data crate's rule.
+    pub fn rule(self) -> temper_data::Overflow {
+        match self {
+            Self::Drop => temper_data::Overflow::Drop,
+            Self::Truncate => temper_data::Overflow::Truncate,
+            Self::Error => temper_data::Overflow::Error,
+        }
+    }
 }
 
 /// Size of one optimiser step of an offline stage: exactly one of the fields is given.

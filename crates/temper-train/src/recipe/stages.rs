@@ -69,6 +69,15 @@ pub struct TokenizerStage {
     /// Split numbers into single digits (default true).
     #[serde(default = "yes")]
     pub individual_digits: bool,
+    /// Special tokens, which get the first ids (default: ChatML's `<|endoftext|>`, `<|im_start|>` and `<|im_end|>`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub special_tokens: Option<Vec<String>>,
+    /// The special token that ends texts and turns (default `<|im_end|>`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos_token: Option<String>,
+    /// The chat template, in Jinja (default: ChatML's).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
 }
 
 /// Make a model with random weights for the tokenizer of the run.
