@@ -1,7 +1,7 @@
 //! Shared by the integration tests: random numbers, comparisons, finite differences.
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
-use temper_tensor::{Cpu, GradSink, Grads, Ops, Params, Result, Tape, Tensor, Var};
+use temper_tensor::{Cpu, GradSink, Grads, Ops, ParamId, Params, Result, Tape, Tensor, Var};
 
 /// SplitMix64 with normal draws.
 pub struct Rng(pub u64);
@@ -59,32 +59,75 @@ pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f64) {
     assert!(error <= tolerance, "{what}: relative L2 {error:.2e} > {tolerance:.0e}");
 }
 
-/// Compares the gradients that backward gives for `sum(c * f(inputs))` (random c) with central differences.
+/// One argument of a checked function: `[rows, cols]` values.
+pub type Arg = (usize, usize, Vec<f32>);
+
+/// Compares the gradients that backward gives for `sum(c * f(inputs))` with central differences.
 #[track_caller]
-pub fn check_inputs(what: &str, inputs: &[(usize, usize, Vec<f32>)], f: impl Fn(&Tape, &[Var]) -> Result<Var>) {
-    let (ops, params) = (Cpu::new(), Params::new());
-    let run = |values: &[(usize, usize, Vec<f32>)], record: bool| {
-        let tape = Tape::new(&ops, &params, record);
-        let vars: Vec<Var> = values.iter().map(|(r, c, v)| tape.input(tensor(*r, *c, v), record)).collect();
-        let y = f(&tape, &vars).expect(what);
-        (host(y.tensor()), record.then(|| differentiate(&tape, &vars, &y)))
+pub fn check_inputs(what: &str, inputs: &[Arg], f: impl Fn(&Tape, &[Var]) -> Result<Var>) {
+    check(what, inputs, &[], |tape, vars, _| f(tape, vars));
+}
+
+/// The same for a function of inputs and parameters (those with one row are vectors).
+#[track_caller]
+pub fn check(what: &str, inputs: &[Arg], params: &[Arg], f: impl Fn(&Tape, &[Var], &[ParamId]) -> Result<Var>) {
+    let run = |inputs: &[Arg], params: &[Arg], record: bool| evaluate(what, inputs, params, record, &f);
+    let grads = run(inputs, params, true).1;
+    let at = |arg: usize, j: usize, delta: f32| {
+        let (mut inputs, mut params) = (inputs.to_vec(), params.to_vec());
+        let n = inputs.len();
+        let moved = if arg < n { &mut inputs[arg] } else { &mut params[arg - n] };
+        moved.2[j] += delta;
+        weighted(&run(&inputs, &params, false).0)
     };
-    let (_, grads) = run(inputs, true);
-    let grads = grads.expect("recorded");
-    for (i, (_, _, values)) in inputs.iter().enumerate() {
+    for (arg, (_, _, values)) in inputs.iter().chain(params).enumerate() {
         for j in 0..values.len() {
             let h = 1e-2f32;
-            let at = |delta: f32| {
-                let mut moved = inputs.to_vec();
-                moved[i].2[j] += delta;
-                weighted(&run(&moved, false).0)
-            };
-            let numeric = (8.0 * (at(h / 2.0) - at(-h / 2.0)) - (at(h) - at(-h))) / (6.0 * f64::from(h));
-            let got = f64::from(grads[i][j]);
+            let (near, far) = (at(arg, j, h / 2.0) - at(arg, j, -h / 2.0), at(arg, j, h) - at(arg, j, -h));
+            let numeric = (8.0 * near - far) / (6.0 * f64::from(h));
+            let got = f64::from(grads[arg][j]);
             let scale = 1.0f64.max(numeric.abs());
-            assert!((got - numeric).abs() <= 4e-3 * scale, "{what}: input {i}[{j}]: {got} vs {numeric}");
+            assert!((got - numeric).abs() <= 4e-3 * scale, "{what}: argument {arg}[{j}]: {got} vs {numeric}");
         }
     }
+}
+
+/// The value, and on record the gradients of all arguments.
+fn evaluate(
+    what: &str,
+    inputs: &[Arg],
+    values: &[Arg],
+    record: bool,
+    f: &impl Fn(&Tape, &[Var], &[ParamId]) -> Result<Var>,
+) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let ops = Cpu::new();
+    let (params, ids) = make_params(values);
+    let tape = Tape::new(&ops, &params, record);
+    let vars: Vec<Var> = inputs.iter().map(|(r, c, v)| tape.input(tensor(*r, *c, v), record)).collect();
+    let y = f(&tape, &vars, &ids).expect(what);
+    let value = host(y.tensor());
+    if !record {
+        return (value, Vec::new());
+    }
+    let mut grads = Grads::zeros(&ops, &params).expect("memory");
+    let found = tape.backward(&y, loss_gradient(&y), &mut GradSink::Accumulate(&mut grads)).expect("backward");
+    let of_input = |v: &Var| found.get(v).map_or_else(|| vec![0.0; v.rows() * v.cols()], host);
+    let of_param = |id: &ParamId| grads.get(*id).expect("trainable").values(&ops).expect("readable");
+    (value, vars.iter().map(of_input).chain(ids.iter().map(of_param)).collect())
+}
+
+pub fn make_params(values: &[Arg]) -> (Params, Vec<ParamId>) {
+    let mut params = Params::new();
+    let add = |(i, (rows, cols, v)): (usize, &Arg)| {
+        let name = format!("p{i}");
+        let id = match rows {
+            1 => params.add_vector(&Cpu::new(), &name, v),
+            _ => params.add_matrix(&name, *rows, *cols, v),
+        };
+        id.expect("a new name")
+    };
+    let ids = values.iter().enumerate().map(add).collect();
+    (params, ids)
 }
 
 /// Fixed weights of the test loss.
@@ -99,11 +142,4 @@ pub fn weighted(y: &[f32]) -> f64 {
 pub fn loss_gradient(y: &Var) -> Tensor {
     let values: Vec<f32> = (0..y.rows() * y.cols()).map(weight).collect();
     tensor(y.rows(), y.cols(), &values)
-}
-
-fn differentiate(tape: &Tape, vars: &[Var], y: &Var) -> Vec<Vec<f32>> {
-    let mut grads = Grads::zeros(tape.ops(), tape.params()).expect("no parameters");
-    let mut sink = GradSink::Accumulate(&mut grads);
-    let found = tape.backward(y, loss_gradient(y), &mut sink).expect("backward");
-    vars.iter().map(|v| found.get(v).map_or_else(|| vec![0.0; v.rows() * v.cols()], host)).collect()
 }
