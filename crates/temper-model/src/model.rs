@@ -1,0 +1,202 @@
+//! The transformer: one forward pass for training, scoring and generation.
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::weights::{EMBED, HEAD, NORM, block_name};
+use std::sync::Arc;
+use temper_tensor::{AttnShape, CacheSlot, KvCache, ParamId, Params, RopeTable, Segments, Tape, Var};
+
+/// A model: configuration and weights.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Its shape.
+    pub config: Config,
+    /// Its weights under Hugging Face's names.
+    pub params: Params,
+    embed: ParamId,
+    blocks: Vec<Block>,
+    norm: ParamId,
+    head: ParamId,
+    rope: Arc<RopeTable>,
+    shape: AttnShape,
+}
+
+/// The parameters of one block.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    attn_norm: ParamId,
+    q: ParamId,
+    k: ParamId,
+    v: ParamId,
+    o: ParamId,
+    mlp_norm: ParamId,
+    gate: ParamId,
+    up: ParamId,
+    down: ParamId,
+}
+
+/// What the rows of a forward pass attend to.
+#[derive(Debug)]
+pub enum Attend<'s, 'c> {
+    /// The segments of a batch (training and scoring).
+    Segments(&'s Arc<Segments>),
+    /// Sequences with a key/value cache, which grows by the rows of each slot (generation). The slots' rows lie end to
+    /// end from row 0 and cover the batch.
+    Cache(&'s mut [CacheSlot<'c>]),
+}
+
+impl Model {
+    /// A model of these parameters, which must be those of [`crate::weights::tensors`].
+    pub(crate) fn new(config: Config, params: Params) -> Result<Self> {
+        let id = |name: &str| {
+            params.by_name(name).ok_or_else(|| Error::TensorNames {
+                path: "(memory)".into(),
+                missing: vec![name.into()],
+                unexpected: Vec::new(),
+            })
+        };
+        let block = |layer: usize| {
+            let part = |part: &str| id(&block_name(layer, part));
+            Ok(Block {
+                attn_norm: part("input_layernorm")?,
+                q: part("self_attn.q_proj")?,
+                k: part("self_attn.k_proj")?,
+                v: part("self_attn.v_proj")?,
+                o: part("self_attn.o_proj")?,
+                mlp_norm: part("post_attention_layernorm")?,
+                gate: part("mlp.gate_proj")?,
+                up: part("mlp.up_proj")?,
+                down: part("mlp.down_proj")?,
+            })
+        };
+        let blocks = (0..config.num_hidden_layers).map(block).collect::<Result<_>>()?;
+        let (embed, norm) = (id(EMBED)?, id(NORM)?);
+        let head = if config.tie_word_embeddings { embed } else { id(HEAD)? };
+        let frequencies = config.rope_scaling.frequencies(config.rope_theta, config.head_dim);
+        let rope = Arc::new(RopeTable::new(frequencies, 1.0, config.max_position_embeddings));
+        let shape = config.attn_shape();
+        Ok(Self { config, params, embed, blocks, norm, head, rope, shape })
+    }
+
+    /// The head's weight `[V, C]`, which is the embedding's where the two are tied.
+    pub fn head(&self) -> ParamId {
+        self.head
+    }
+
+    /// A copy of the weights that no training changes: the frozen reference of this model as it is now.
+    #[must_use]
+    pub fn frozen_copy(&self) -> Self {
+        let mut copy = self.clone();
+        let ids: Vec<ParamId> = copy.params.iter().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| copy.params.get_mut(id).trainable = false);
+        copy
+    }
+
+    /// An empty key/value cache of this model's shape.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim)
+    }
+
+    /// Checks that every id has a row in the embedding.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.config.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(Error::TokenId { id, vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    /// Hidden rows after the final norm, `[N, C]`; row r predicts the token after `ids[r]`.
+    ///
+    /// With `recompute`, each block keeps only its input, and backward runs it again (gradient checkpointing). Points:
+    /// `embed`, `layers.I.attn` and `layers.I.mlp` (what the two halves add to the residual stream), `layers.I`.
+    pub fn hidden<'a>(
+        &'a self,
+        tape: &Tape<'a>,
+        ids: &[u32],
+        attend: Attend<'_, '_>,
+        recompute: bool,
+    ) -> Result<Var> {
+        self.check_ids(ids)?;
+        let x = tape.embedding(self.embed, ids)?;
+        let x = tape.point("embed", &x)?;
+        let x = match attend {
+            Attend::Segments(segments) => self.over_segments(tape, x, segments, recompute)?,
+            Attend::Cache(slots) => self.over_cache(tape, x, slots)?,
+        };
+        Ok(tape.rms_norm(&x, self.norm, self.config.rms_norm_eps as f32)?)
+    }
+
+    fn over_segments<'a>(&'a self, tape: &Tape<'a>, mut x: Var, s: &Arc<Segments>, recompute: bool) -> Result<Var> {
+        let longest = (0..s.len()).map(|i| s.first_position(i) + s.list()[i].len).max().unwrap_or(0);
+        self.check_length("a sequence of the batch", longest)?;
+        let positions = s.positions();
+        for layer in 0..self.blocks.len() {
+            let (positions, s) = (Arc::clone(&positions), Arc::clone(s));
+            let block = move |tape: &Tape<'a>, x: &[Var]| {
+                self.block(tape, layer, &x[0], &positions, |q, k, v| tape.attention(q, k, v, &s, self.shape))
+            };
+            x = if recompute { tape.checkpoint(&[&x], block)? } else { block(tape, &[x])? };
+        }
+        Ok(x)
+    }
+
+    fn over_cache<'a>(&'a self, tape: &Tape<'a>, mut x: Var, slots: &mut [CacheSlot]) -> Result<Var> {
+        for slot in &*slots {
+            self.check_length("a cached sequence", slot.cache.len() + slot.rows.len())?;
+        }
+        let positions: Arc<[u32]> = slots
+            .iter()
+            .flat_map(|slot| (slot.cache.len()..slot.cache.len() + slot.rows.len()).map(|p| p as u32))
+            .collect();
+        for layer in 0..self.blocks.len() {
+            x = self.block(tape, layer, &x, &positions, |q, k, v| {
+                tape.cached_attention(q, k, v, slots, layer, self.shape)
+            })?;
+        }
+        Ok(x)
+    }
+
+    fn block<'a>(
+        &'a self,
+        tape: &Tape<'a>,
+        layer: usize,
+        x: &Var,
+        positions: &Arc<[u32]>,
+        attend: impl FnOnce(&Var, &Var, &Var) -> temper_tensor::Result<Var>,
+    ) -> temper_tensor::Result<Var> {
+        let b = &self.blocks[layer];
+        let attn = self.attn(tape, b, x, positions, attend)?;
+        let x = tape.add(x, &tape.point(&format!("layers.{layer}.attn"), &attn)?)?;
+        drop(attn);
+        let mlp = self.mlp(tape, b, &x)?;
+        let x = tape.add(&x, &tape.point(&format!("layers.{layer}.mlp"), &mlp)?)?;
+        tape.point(&format!("layers.{layer}"), &x)
+    }
+
+    fn attn<'a>(
+        &'a self,
+        tape: &Tape<'a>,
+        b: &Block,
+        x: &Var,
+        positions: &Arc<[u32]>,
+        attend: impl FnOnce(&Var, &Var, &Var) -> temper_tensor::Result<Var>,
+    ) -> temper_tensor::Result<Var> {
+        let x = tape.rms_norm(x, b.attn_norm, self.config.rms_norm_eps as f32)?;
+        let q = tape.rope(&tape.linear(&x, b.q)?, self.shape.heads, &self.rope, positions)?;
+        let k = tape.rope(&tape.linear(&x, b.k)?, self.shape.kv_heads, &self.rope, positions)?;
+        let v = tape.linear(&x, b.v)?;
+        tape.linear(&attend(&q, &k, &v)?, b.o)
+    }
+
+    fn mlp(&self, tape: &Tape, b: &Block, x: &Var) -> temper_tensor::Result<Var> {
+        let x = tape.rms_norm(x, b.mlp_norm, self.config.rms_norm_eps as f32)?;
+        let gated = tape.swiglu(&tape.linear(&x, b.gate)?, &tape.linear(&x, b.up)?)?;
+        tape.linear(&gated, b.down)
+    }
+
+    pub(crate) fn check_length(&self, what: &str, len: usize) -> Result<()> {
+        let context = self.config.max_position_embeddings;
+        if len <= context { Ok(()) } else { Err(Error::TooLong { what: what.into(), len, context }) }
+    }
+}
