@@ -107,8 +107,11 @@ pub enum Error {
         /// The parameter's name.
         name: String,
     },
-    /// A value that carries gradient was used on another tape than its own.
-    #[error("`{op}`: a recorded value of another tape was used; pass it through the inputs of `checkpoint`")]
+    /// A value that carries gradient was used on another tape than its own, or after backward used its record up.
+    #[error(
+        "`{op}`: a recorded value of another tape (or of before backward) was used; pass it through the inputs of \
+         `checkpoint`, or detach it"
+    )]
     ForeignVar {
         /// The operation.
         op: &'static str,

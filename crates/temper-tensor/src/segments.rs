@@ -140,19 +140,4 @@ impl Segments {
     pub fn chain_rows(&self, i: usize) -> Vec<Range<usize>> {
         self.chain(i).into_iter().map(|s| self.range(s)).collect()
     }
-
-    /// The segments of each tree, by root, in order.
-    pub fn trees(&self) -> Vec<Vec<usize>> {
-        let mut of_root = vec![usize::MAX; self.list.len()];
-        let mut trees: Vec<Vec<usize>> = Vec::new();
-        for i in 0..self.list.len() {
-            let root = self.root[i];
-            if of_root[root] == usize::MAX {
-                of_root[root] = trees.len();
-                trees.push(Vec::new());
-            }
-            trees[of_root[root]].push(i);
-        }
-        trees
-    }
 }

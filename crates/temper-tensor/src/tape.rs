@@ -31,7 +31,8 @@ pub struct Tape<'a> {
     /// Captures at points are suppressed while a checkpoint recomputes.
     capture: bool,
     record: bool,
-    mark: Rc<()>,
+    /// Identity of the current record; replaced when backward uses the record up.
+    mark: RefCell<Rc<()>>,
     nodes: RefCell<Vec<Node<'a>>>,
 }
 
@@ -44,7 +45,8 @@ impl std::fmt::Debug for Tape<'_> {
 impl<'a> Tape<'a> {
     /// A tape over `params`. Without `record`, [`Tape::backward`] is not available and memory is freed early.
     pub fn new(ops: &'a dyn Ops, params: &'a Params, record: bool) -> Self {
-        Self { ops, params, hooks: None, capture: true, record, mark: Rc::new(()), nodes: RefCell::new(Vec::new()) }
+        let mark = RefCell::new(Rc::new(()));
+        Self { ops, params, hooks: None, capture: true, record, mark, nodes: RefCell::new(Vec::new()) }
     }
 
     /// The same tape with hooks at named points.
@@ -82,7 +84,7 @@ impl<'a> Tape<'a> {
 
     fn input_shared(&self, value: Rc<Tensor>, origin: Origin, requires_grad: bool) -> Var {
         let node = (self.record && requires_grad).then(|| self.push(Node { op: Op::Input, inputs: Vec::new() }));
-        Var::new(value, node, &self.mark, origin)
+        Var::new(value, node, &self.mark.borrow(), origin)
     }
 
     /// Rows of the embedding matrix for the ids: `[ids, C]`.
@@ -196,7 +198,7 @@ impl<'a> Tape<'a> {
         };
         // Whether the block holds trainable parameters is not known from outside, so it is recorded in any case.
         let node = self.record.then(|| self.push(Node { op: op(), inputs: inputs.iter().map(|x| x.node()).collect() }));
-        Ok(Var::new(out.value(), node, &self.mark, out.origin()))
+        Ok(Var::new(out.value(), node, &self.mark.borrow(), out.origin()))
     }
 
     /// A named point: hooks may capture, replace or add to the value here; without a hook it is returned as it is.
@@ -208,7 +210,7 @@ impl<'a> Tape<'a> {
 
     /// Every value that carries gradient must have been recorded here.
     fn own(&self, op: &'static str, inputs: &[&Var]) -> Result<()> {
-        let foreign = |x: &&&Var| x.node().is_some() && !x.is_on(&self.mark);
+        let foreign = |x: &&&Var| x.node().is_some() && !x.is_on(&self.mark.borrow());
         if inputs.iter().any(|x| foreign(&x)) { Err(Error::ForeignVar { op }) } else { Ok(()) }
     }
 
@@ -226,7 +228,7 @@ impl<'a> Tape<'a> {
     fn from_shared(&self, value: Rc<Tensor>, origin: Origin, inputs: &[&Var], op: impl FnOnce() -> Op<'a>) -> Var {
         let needed = self.record && inputs.iter().any(|x| x.node().is_some());
         let node = needed.then(|| self.push(Node { op: op(), inputs: inputs.iter().map(|x| x.node()).collect() }));
-        Var::new(value, node, &self.mark, origin)
+        Var::new(value, node, &self.mark.borrow(), origin)
     }
 
     /// Records if the parameter is trainable or an input carries gradient.
@@ -240,6 +242,6 @@ impl<'a> Tape<'a> {
     ) -> Var {
         let needed = self.record && (self.params.get(w).trainable || inputs.iter().any(|x| x.node().is_some()));
         let node = needed.then(|| self.push(Node { op: op(), inputs: inputs.iter().map(|x| x.node()).collect() }));
-        Var::new(Rc::new(value), node, &self.mark, origin)
+        Var::new(Rc::new(value), node, &self.mark.borrow(), origin)
     }
 }

@@ -171,6 +171,19 @@ fn cached_decoding_equals_the_recorded_forward_bitwise() {
 }
 
 #[test]
+fn thread_count_changes_no_bit_of_a_step() {
+    let (model, s) = (Model::new(), Arc::new(Segments::group(70, &[9, 80, 5]).expect("valid")));
+    let (ids, d) = (ids(164, 1), Rng(2).normals(164 * C, 1.0));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let (y, grads) = pool.install(|| model.step(&ids, &s, &d, true));
+        (bits(&y), values(&grads).iter().map(|g| bits(g)).collect::<Vec<_>>())
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(3));
+}
+
+#[test]
 fn two_micro_batches_accumulate_to_the_whole_batch() {
     let (model, ops) = (Model::new(), Cpu::new());
     let (ids, d) = (ids(60, 4), Rng(5).normals(60 * C, 1.0));

@@ -26,10 +26,22 @@ pub(crate) struct Saved<'t> {
     pub(crate) dy: &'t [f32],
 }
 
+/// Query positions per piece of work.
+const CHUNK: usize = 512;
+/// Pieces whose sums are held at one time; fixed, so that nothing depends on the number of threads.
+const WAVE: usize = 32;
+
+/// One piece of work: queries of a segment against its chain, for one kv head.
+struct Piece {
+    chain: Vec<Range<usize>>,
+    queries: Queries,
+    kv_head: usize,
+}
+
 /// Gradients; dq is overwritten, dk and dv must be zero on entry.
 ///
-/// Accumulation order: a tree's segments one after the other; within a segment its query rows in order; the sums of a
-/// whole segment are then added to the rows of its chain, root first.
+/// Accumulation order: pieces in the order of segments and of query rows within them; the sums of a whole piece are
+/// added to the rows of its chain, root first, so children reach their parents in order.
 pub(crate) fn backward(
     saved: &Saved,
     segments: &Segments,
@@ -38,27 +50,47 @@ pub(crate) fn backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
-    let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
-    let trees = segments.trees();
-    let items: Vec<_> = trees.iter().flat_map(|tree| (0..shape.kv_heads).map(move |h| (tree, h))).collect();
-    items.par_iter().with_max_len(1).for_each(|&(tree, h)| {
-        let group = Group::new(shape, h);
-        let kv = KvColumns { width: shape.kv_heads * group.d, col: h * group.d, d: group.d };
-        let mut work = Work::new(group.d);
-        for &s in tree {
-            let chain = segments.chain_rows(s);
-            let mut keys = Keys::new(saved, kv, &chain);
-            let segment = segments.list()[s];
-            let queries = Queries { start: segment.start, len: segment.len, first: segments.first_position(s) };
-            for piece in queries.cut(BLOCK) {
-                for at in (0..piece.len * group.size).step_by(PAIRS) {
-                    let pairs = at..(at + PAIRS).min(piece.len * group.size);
-                    work.step(saved, &group, piece, pairs, &mut keys, dq);
-                }
-            }
-            keys.add_to(&chain, kv, dk, dv);
+    let dq = Shared::new(dq);
+    let columns = |kv_head: usize| {
+        let d = shape.head_dim;
+        KvColumns { width: shape.kv_heads * d, col: kv_head * d, d }
+    };
+    for wave in pieces(segments, shape).chunks(WAVE) {
+        let one =
+            |piece: &Piece| piece_sums(saved, &Group::new(shape, piece.kv_head), columns(piece.kv_head), piece, dq);
+        let sums: Vec<Keys> = wave.par_iter().with_max_len(1).map(one).collect();
+        for (piece, keys) in wave.iter().zip(&sums) {
+            keys.add_to(&piece.chain, columns(piece.kv_head), dk, dv);
         }
-    });
+    }
+}
+
+fn pieces(segments: &Segments, shape: &AttnShape) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (s, segment) in segments.list().iter().enumerate() {
+        let all = Queries { start: segment.start, len: segment.len, first: segments.first_position(s) };
+        for queries in all.cut(CHUNK) {
+            // Keys after the piece's last query are not seen by it.
+            let mut chain = segments.chain_rows(s);
+            if let Some(own) = chain.last_mut() {
+                own.end = queries.start + queries.len;
+            }
+            pieces.extend((0..shape.kv_heads).map(|kv_head| Piece { chain: chain.clone(), queries, kv_head }));
+        }
+    }
+    pieces
+}
+
+fn piece_sums(saved: &Saved, group: &Group, at: KvColumns, piece: &Piece, dq: Shared) -> Keys {
+    let mut keys = Keys::new(saved, at, &piece.chain);
+    let mut work = Work::new(group.d);
+    for queries in piece.queries.cut(BLOCK) {
+        let pairs = queries.len * group.size;
+        for from in (0..pairs).step_by(PAIRS) {
+            work.step(saved, group, queries, from..(from + PAIRS).min(pairs), &mut keys, dq);
+        }
+    }
+    keys
 }
 
 #[derive(Clone, Copy)]
@@ -90,15 +122,17 @@ impl Keys {
     }
 
     /// Adds the gradients to the rows of the batch.
-    fn add_to(&self, chain: &[Range<usize>], at: KvColumns, dk: Shared, dv: Shared) {
+    fn add_to(&self, chain: &[Range<usize>], at: KvColumns, dk: &mut [f32], dv: &mut [f32]) {
         for (pos, row) in chain.iter().cloned().flatten().enumerate() {
-            for (from, to) in [(&self.dk, dk), (&self.dv, dv)] {
-                // SAFETY: this worker alone owns the tree's rows in this kv head's columns.
-                let to = unsafe { to.slice(row * at.width + at.col, at.d) };
-                to.iter_mut().zip(&from[pos * at.d..]).for_each(|(to, x)| *to += x);
-            }
+            let (from, to) = (pos * at.d, row * at.width + at.col);
+            add_row(&self.dk[from..from + at.d], &mut dk[to..to + at.d]);
+            add_row(&self.dv[from..from + at.d], &mut dv[to..to + at.d]);
         }
     }
+}
+
+fn add_row(from: &[f32], to: &mut [f32]) {
+    to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
 }
 
 /// Scratch for up to [`PAIRS`] (query, head) pairs.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{fresh, zeros};
 use crate::gemm;
-use crate::kernels::{math, reduce};
+use crate::kernels::{elementwise, math, reduce};
 use crate::ops::{Binary, Reduce, Tensor, Unary};
 use crate::panels::Panels;
 
@@ -79,6 +79,9 @@ fn broadcast_index(b: &Tensor, i: usize, cols: usize) -> usize {
 }
 
 pub(super) fn binary(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
+    if op == Binary::Add && b.cols == a.cols && (b.rows == a.rows || b.rows == 1) {
+        return added(a, b);
+    }
     let mut y = fresh(a.rows, a.cols);
     fill(y.host_mut(), |i| {
         let (a, b) = (a.host()[i], b.host()[broadcast_index(b, i, a.cols)]);
@@ -96,6 +99,18 @@ pub(super) fn binary(op: Binary, a: &Tensor, b: &Tensor) -> Tensor {
             }
         }
     });
+    y
+}
+
+/// Residual sums and biases, the binary operations that matter for speed.
+fn added(a: &Tensor, b: &Tensor) -> Tensor {
+    if b.rows == a.rows {
+        let mut y = fresh(a.rows, a.cols);
+        elementwise::add(a.host(), b.host(), y.host_mut());
+        return y;
+    }
+    let mut y = a.clone();
+    elementwise::add_bias(y.host_mut(), b.host());
     y
 }
 

@@ -10,23 +10,26 @@ use crate::sink::GradSink;
 use crate::tape::{Node, Op, Origin, Recipe, Saved, Tape, Var};
 
 /// Gradients of the inputs that asked for one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InputGrads {
+    mark: Rc<()>,
     list: Vec<(usize, Tensor)>,
 }
 
 impl InputGrads {
     /// The gradient of `input`; none if nothing that backward came from depends on it.
     pub fn get(&self, input: &Var) -> Option<&Tensor> {
-        let node = input.node()?;
-        self.list.iter().find(|(n, _)| *n == node).map(|(_, t)| t)
+        self.list.iter().find(|(n, _)| self.is(input, *n)).map(|(_, t)| t)
     }
 
     /// Takes the gradient of `input` out.
     pub fn take(&mut self, input: &Var) -> Option<Tensor> {
-        let node = input.node()?;
-        let at = self.list.iter().position(|(n, _)| *n == node)?;
+        let at = self.list.iter().position(|(n, _)| self.is(input, *n))?;
         Some(self.list.swap_remove(at).1)
+    }
+
+    fn is(&self, input: &Var, node: usize) -> bool {
+        input.node() == Some(node) && input.is_on(&self.mark)
     }
 }
 
@@ -39,20 +42,23 @@ impl<'a> Tape<'a> {
 
     /// Backward from several values at once.
     pub fn backward_all(&self, roots: Vec<(Var, Tensor)>, sink: &mut GradSink) -> Result<InputGrads> {
-        let mut nodes = self.nodes.take();
-        let mut pending = Pending { ops: self.ops, grads: (0..nodes.len()).map(|_| None).collect() };
-        for (root, d) in roots {
+        for (root, d) in &roots {
             if root.tensor().shape() != d.shape() {
                 let expected = format!("{:?}", root.tensor().shape());
                 return Err(Error::Shape { op: "backward", what: "the gradient", got: d.shape(), expected });
             }
-            match root.node() {
-                Some(node) if root.is_on(&self.mark) && node < pending.grads.len() => pending.send(Some(node), d)?,
-                _ => return Err(Error::NotRecorded),
+            if root.node().is_none() || !root.is_on(&self.mark.borrow()) {
+                return Err(Error::NotRecorded);
             }
         }
+        let mut nodes = self.nodes.take();
+        let mark = self.mark.replace(Rc::new(()));
+        let mut pending = Pending { ops: self.ops, grads: (0..nodes.len()).map(|_| None).collect() };
+        for (root, d) in roots {
+            pending.send(root.node(), d)?;
+        }
         let mut remade = Remade::default();
-        let mut inputs = InputGrads::default();
+        let mut inputs = InputGrads { mark, list: Vec::new() };
         while let Some(node) = nodes.pop() {
             let Some(dy) = pending.grads.pop().flatten() else { continue };
             if matches!(node.op, Op::Input) {

@@ -49,11 +49,11 @@ impl Hooks {
         if let Some(value) = self.replace.get(name) {
             check(name, value, &x)?;
             let full = tape.ops.expand(value, x.rows(), x.cols())?;
-            x = Var::new(Rc::new(full), None, &tape.mark, x.origin());
+            x = Var::new(Rc::new(full), None, &tape.mark.borrow(), x.origin());
         }
         if let Some(value) = self.inject.get(name) {
             check(name, value, &x)?;
-            let added = Var::new(Rc::clone(value), None, &tape.mark, Origin::Lost);
+            let added = Var::new(Rc::clone(value), None, &tape.mark.borrow(), Origin::Lost);
             x = tape.add(&x, &added)?;
         }
         if tape.capture && self.capture.contains(name) {
