@@ -7,22 +7,26 @@
 
 mod backward;
 mod forward;
+mod grid;
+mod pack;
 pub(crate) mod tile;
 
 #[cfg(test)]
 mod tests;
 
-use rayon::prelude::*;
-
 use crate::isa::{Isa, isa};
-use crate::panels::Panels;
+use crate::panels::{LANES, Panels};
+
+use grid::{Grid, Left, Output, part, place, share};
 
 pub(crate) use tile::tile;
 
 /// Steps of the reduction that run before the partial sums are stored.
-const DEPTH: usize = 256;
-/// Rows of the left operand that are kept in the second-level cache: with `DEPTH` steps, 240 KiB.
-const ROW_BLOCK: usize = 240;
+const DEPTH: usize = 384;
+/// Columns of one tile.
+const WIDTH: usize = 2 * LANES;
+/// Rows of the left operand that are kept in the second-level cache: with `DEPTH` steps, 396 KiB.
+const ROW_BLOCK: usize = 264;
 /// Multiply-adds below which a second thread costs more than it brings.
 const FORK: usize = 1 << 18;
 
@@ -72,31 +76,5 @@ pub(crate) fn linear_dw_at(isa: Isa, dy: &[f32], x: &[f32], m: usize, dw: &mut P
     assert_eq!((dy.len(), x.len()), (m * n, m * k), "dy is [{m}, {n}] and x is [{m}, {k}]");
     if m > 0 && n > 0 && k > 0 {
         backward::dw(isa, dy, x, m, dw);
-    }
-}
-
-/// A pointer that several threads use for disjoint parts of one output.
-#[derive(Clone, Copy)]
-struct Output(*mut f32);
-
-// SAFETY: each task writes its own rectangle of the output.
-#[allow(unsafe_code)] // see above
-unsafe impl Send for Output {}
-// SAFETY: as above.
-#[allow(unsafe_code)] // see above
-unsafe impl Sync for Output {}
-
-impl Output {
-    fn get(&self) -> *mut f32 {
-        self.0
-    }
-}
-
-/// Runs `task(0..tasks)`, on all threads when the work (in multiply-adds) is worth it.
-fn share(tasks: usize, work: usize, task: impl Fn(usize) + Sync + Send) {
-    if tasks > 1 && work >= FORK && rayon::current_num_threads() > 1 {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-    } else {
-        (0..tasks).for_each(task);
     }
 }

@@ -1,85 +1,49 @@
-//! `y = x w^T`: panels of w and rows of x are read in place.
+//! `y = x w^T`: panels of w are read in place, and rows of x too unless their stride makes them collide in the cache.
 #![allow(unsafe_code)] // hands pointers to the micro-kernel
 
+use std::ops::Range;
 use std::ptr;
 
-use super::tile::{ROWS, Tile, tile_at};
-use super::{DEPTH, Output, ROW_BLOCK, share};
+use super::tile::{ROWS, Tile};
+use super::{DEPTH, Grid, Left, Output, part, place};
 use crate::isa::Isa;
 use crate::panels::{LANES, Panels};
 
-/// Pairs of panels in one task.
-const PAIRS: usize = 6;
-
-struct Job<'a> {
-    isa: Isa,
-    x: &'a [f32],
-    w: &'a Panels,
-    y: Output,
-    acc: bool,
-}
-
 pub(super) fn run(isa: Isa, x: &[f32], m: usize, w: &Panels, y: &mut [f32], acc: bool) {
-    let job = Job { isa, x, w, y: Output(y.as_mut_ptr()), acc };
-    let (row_blocks, column_blocks) = (m.div_ceil(ROW_BLOCK), w.count().div_ceil(2 * PAIRS));
-    share(row_blocks * column_blocks, m * w.n() * w.k(), |task| {
-        let (rows, columns) = (task / column_blocks * ROW_BLOCK, task % column_blocks * 2 * PAIRS);
-        job.block(rows..(rows + ROW_BLOCK).min(m), columns..(columns + 2 * PAIRS).min(w.count()));
+    let (n, k) = (w.n(), w.k());
+    let left = Left::new(x, m, k, n);
+    let out = Output(y.as_mut_ptr());
+    Grid::new(m, n, k).run(|rows, columns| {
+        let step = part(k, DEPTH, 1);
+        for start in (0..k).step_by(step) {
+            let depth = start..(start + step).min(k);
+            for from in columns.clone().step_by(2 * LANES) {
+                let columns = from..(from + 2 * LANES).min(columns.end);
+                column(isa, &left, rows.clone(), w, columns, depth.clone(), out, acc || start > 0);
+            }
+        }
     });
 }
 
-impl Job<'_> {
-    /// One rectangle of y: `rows` by the panels `panels`.
-    fn block(&self, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>) {
-        for start in (0..self.w.k()).step_by(DEPTH) {
-            let depth = DEPTH.min(self.w.k() - start);
-            for panel in panels.clone().step_by(2) {
-                let count = 2.min(panels.end - panel);
-                for row in rows.clone().step_by(ROWS) {
-                    self.tile(row, ROWS.min(rows.end - row), panel, count, start, depth);
-                }
-            }
-        }
-    }
-
-    fn tile(&self, row: usize, rows: usize, panel: usize, count: usize, start: usize, depth: usize) {
-        let (n, k) = (self.w.n(), self.w.k());
-        let acc = self.acc || start > 0;
-        let a = self.x[row * k + start..].as_ptr();
-        let b = |p: usize| self.w.data()[((panel + p) * k + start) * LANES..].as_ptr();
-        let b = [b(0), if count == 2 { b(1) } else { ptr::null() }];
-        let full = (panel + count) * LANES <= n;
-        let t = Tile { rows, depth, a, a_row: k, a_k: 1, b, b_k: LANES, c: [ptr::null_mut(); 2], c_row: n, acc };
-        // SAFETY: rows and panels lie inside x, w and y; this task alone writes this rectangle of y.
-        unsafe {
-            let c = self.y.get().add(row * n + panel * LANES);
-            if full {
-                let c1 = if count == 2 { c.add(LANES) } else { ptr::null_mut() };
-                tile_at(self.isa, &Tile { c: [c, c1], ..t });
-            } else {
-                ragged(self.isa, &t, c, n - panel * LANES);
-            }
-        }
-    }
-}
-
-/// A tile whose last panel sticks out of the output, of which `width` columns exist: computed aside and copied.
-///
-/// # Safety
-/// As for the micro-kernel; `out` has `t.rows` rows of `width` values, `t.c_row` apart.
-pub(super) unsafe fn ragged(isa: Isa, t: &Tile, out: *mut f32, width: usize) {
-    let mut aside = [0.0_f32; ROWS * 2 * LANES];
-    // SAFETY: `width <= 32` values a row fit `aside`, and exist in `out`, which nothing else refers to.
-    unsafe {
-        for i in 0..t.rows {
-            if t.acc {
-                ptr::copy_nonoverlapping(out.add(i * t.c_row), aside.as_mut_ptr().add(i * 2 * LANES), width);
-            }
-        }
-        let c = aside.as_mut_ptr();
-        tile_at(isa, &Tile { c: [c, c.add(LANES)], c_row: 2 * LANES, ..*t });
-        for i in 0..t.rows {
-            ptr::copy_nonoverlapping(aside.as_ptr().add(i * 2 * LANES), out.add(i * t.c_row), width);
-        }
+/// All rows of one or two panels, over one part of the reduction.
+fn column(
+    isa: Isa,
+    left: &Left,
+    rows: Range<usize>,
+    w: &Panels,
+    columns: Range<usize>,
+    depth: Range<usize>,
+    out: Output,
+    acc: bool,
+) {
+    let (n, k, panel) = (w.n(), w.k(), columns.start / LANES);
+    let b = |p: usize| w.data()[((panel + p) * k + depth.start) * LANES..].as_ptr();
+    let b = [b(0), if columns.len() > LANES { b(1) } else { ptr::null() }];
+    for row in rows.clone().step_by(ROWS) {
+        let count = ROWS.min(rows.end - row);
+        let (a, a_row, a_k) = left.at(row, depth.start);
+        let t = Tile { rows: count, depth: depth.len(), a, a_row, a_k, b, b_k: LANES, c: Tile::NO_C, c_row: n, acc };
+        // SAFETY: rows, panels and steps lie inside x and w; this task alone writes this rectangle of y.
+        unsafe { place(isa, &t, out.get().add(row * n + columns.start), columns.len()) };
     }
 }

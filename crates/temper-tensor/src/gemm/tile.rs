@@ -87,8 +87,12 @@ macro_rules! by_rows {
 mod avx512 {
     use super::Tile;
     use std::arch::x86_64::{
-        __m512, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512, _MM_HINT_T0, _mm_prefetch, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_storeu_ps,
     };
+
+    /// Floats between what is used and what is fetched ahead: 32 steps of a panel.
+    const AHEAD: usize = 512;
 
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn tile(t: &Tile) {
@@ -117,6 +121,10 @@ mod avx512 {
                 let mut lanes = [_mm512_setzero_ps(); P];
                 for p in 0..P {
                     lanes[p] = _mm512_loadu_ps(b[p]);
+                    if R >= 8 {
+                        // Weights that come from memory are used by all rows: fetch ahead.
+                        _mm_prefetch::<_MM_HINT_T0>(b[p].wrapping_add(AHEAD).cast());
+                    }
                     b[p] = b[p].wrapping_add(t.b_k);
                 }
                 for i in 0..R {
@@ -235,6 +243,9 @@ mod portable {
 }
 
 impl Tile {
+    /// To be replaced before the tile runs.
+    pub(super) const NO_C: [*mut f32; 2] = [std::ptr::null_mut(); 2];
+
     /// Rows from `i` on of panel `p` alone.
     ///
     /// # Safety
