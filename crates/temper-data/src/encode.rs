@@ -47,6 +47,8 @@ pub struct Encoded {
     /// Turns of the model that are not trained because the chat template writes them differently once the
     /// conversation goes on, so that they are not what the model would have generated.
     pub rewritten_turns: usize,
+    /// Trained turns that the chat template opens in another way than it does for generation.
+    pub unlike_prompt: usize,
     /// Trained turns or texts without an end marker: the model does not learn there when to stop.
     pub endless_turns: usize,
 }
@@ -194,6 +196,7 @@ fn encode_chat(tokenizer: &Tokenizer, conversation: &Conversation, mask: MaskPol
             continue;
         };
         encoded.weights[pieces.until(*first, end.at)].fill(weight);
+        encoded.unlike_prompt += usize::from(weight > 0.0 && !turn.as_generated);
         encoded.endless_turns += usize::from(weight > 0.0 && !end.marked);
     }
     encoded.rewritten_turns += turns.lost.iter().filter(|i| conversation.messages[**i].loss_weight() > 0.0).count();

@@ -76,7 +76,7 @@ impl ChatTemplate {
     fn compile(source: Arc<str>, variables: Map<String, Value>, date: Date) -> Result<Self, Error> {
         let mut environment = dialect(date);
         environment
-            .add_template_owned("chat", without_generation_marks(&source))
+            .add_template_owned("chat", without_generation_marks(&unix_lines(&source)))
             .map_err(|e| Error::TemplateSyntax(explain(&e)))?;
         Ok(Self { source, environment: Arc::new(environment), variables, date })
     }
@@ -94,6 +94,8 @@ fn dialect(date: Date) -> Environment<'static> {
     environment.set_lstrip_blocks(true);
     environment.set_formatter(python::print);
     environment.set_unknown_method_callback(python::method);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_test("sequence", python::is_sequence);
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("string", |value: &Jinja| python::text(value));
     environment.add_function("raise_exception", |message: String| -> Result<Jinja, minijinja::Error> {
@@ -115,6 +117,11 @@ fn template_message(message: &Message) -> Value {
         map.entry("thinking").or_insert(reasoning);
     }
     Value::Object(map)
+}
+
+/// Jinja reads every kind of line end as "\n".
+fn unix_lines(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// `{% generation %}` and `{% endgeneration %}` become a scope of their own that changes nothing.

@@ -27,6 +27,8 @@ pub struct Report {
     pub tokens: usize,
     /// Turns left out of kept examples because the chat template rewrites them ([`Encoded::rewritten_turns`]).
     pub rewritten_turns: usize,
+    /// Trained turns whose opening differs from the prompt of generation ([`Encoded::unlike_prompt`]).
+    pub unlike_prompt: usize,
     /// Trained turns without an end marker ([`Encoded::endless_turns`]).
     pub endless_turns: usize,
 }
@@ -59,6 +61,7 @@ impl Report {
         self.supervised_tokens += encoded.supervised();
         self.tokens += encoded.ids.len();
         self.rewritten_turns += encoded.rewritten_turns;
+        self.unlike_prompt += encoded.unlike_prompt;
         self.endless_turns += encoded.endless_turns;
     }
 
@@ -82,6 +85,7 @@ impl std::fmt::Display for Report {
         for (what, count) in [
             ("rows truncated", self.truncated),
             ("turns not trained because the template rewrites them", self.rewritten_turns),
+            ("trained turns that generation would open differently", self.unlike_prompt),
             ("trained turns without an end marker", self.endless_turns),
         ] {
             if count > 0 {

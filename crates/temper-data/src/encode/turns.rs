@@ -5,9 +5,9 @@ use crate::{Conversation, Message, Tokenizer};
 /// The model's turns in a rendering, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Turns {
-    /// Turns whose prompt is a prefix of the rendering.
+    /// Turns whose start is known.
     pub(super) list: Vec<Turn>,
-    /// Messages of the model whose prompt is not: the template has rewritten what came before them.
+    /// Messages of the model before which the template writes something else than in the whole conversation.
     pub(super) lost: Vec<usize>,
 }
 
@@ -18,6 +18,8 @@ pub(super) struct Turn {
     pub(super) message: usize,
     /// First byte behind the prompt.
     pub(super) start: usize,
+    /// Whether the prompt is the one that generation starts from.
+    pub(super) as_generated: bool,
     /// `None` if the rendering does not continue the prompt with what the model would write.
     pub(super) end: Option<End>,
 }
@@ -36,10 +38,10 @@ impl Turns {
         let stops: Vec<String> = tokenizer.stop_texts().collect();
         let mut turns = Self::default();
         for (message, _) in model_messages(conversation) {
-            match prompt_end(tokenizer, conversation, message, text) {
-                Some(start) => {
+            match turn_start(tokenizer, conversation, message, text) {
+                Some((start, as_generated)) => {
                     let end = turn_end(tokenizer, conversation, message, text, start, &stops);
-                    turns.list.push(Turn { message, start, end });
+                    turns.list.push(Turn { message, start, as_generated, end });
                 }
                 None => turns.lost.push(message),
             }
@@ -52,21 +54,37 @@ impl Turns {
     }
 }
 
-/// Where the model's turns start in a rendering, as far as their prompts are prefixes of it.
+/// Where the model's turns start in a rendering, as far as that is known.
 pub(super) fn starts(tokenizer: &Tokenizer, conversation: &Conversation, text: &str) -> Vec<usize> {
     let messages = model_messages(conversation);
-    messages.filter_map(|(message, _)| prompt_end(tokenizer, conversation, message, text)).collect()
+    messages.filter_map(|(message, _)| Some(turn_start(tokenizer, conversation, message, text)?.0)).collect()
 }
 
 fn model_messages(conversation: &Conversation) -> impl Iterator<Item = (usize, &Message)> {
     conversation.messages.iter().enumerate().filter(|(_, message)| message.is_model())
 }
 
-/// The length of the prompt before a message, if the rendering starts with it.
-fn prompt_end(tokenizer: &Tokenizer, conversation: &Conversation, message: usize, text: &str) -> Option<usize> {
-    let before = &conversation.messages[..message];
-    let prompt = tokenizer.render_messages(before, conversation.tools.as_ref(), true).ok()?;
-    text.starts_with(&prompt).then_some(prompt.len())
+/// Where the turn of a message starts, and whether the text before it is the prompt of generation.
+///
+/// Some templates open the model's turn in one way for generation (`<think>`) and in another in a transcript. The turn
+/// then starts with the first token that differs, if the messages before it are written alike.
+fn turn_start(tokenizer: &Tokenizer, conversation: &Conversation, message: usize, text: &str) -> Option<(usize, bool)> {
+    let (before, tools) = (&conversation.messages[..message], conversation.tools.as_ref());
+    let prompt = tokenizer.render_messages(before, tools, true).ok()?;
+    if text.starts_with(&prompt) {
+        return Some((prompt.len(), true));
+    }
+    let history = tokenizer.render_messages(before, tools, false).ok().filter(|history| text.starts_with(history))?;
+    let start = first_difference(tokenizer, &prompt, text)?;
+    (start >= history.len()).then_some((start, false))
+}
+
+/// The byte of `text` at which the first token starts that `prompt` does not have there.
+fn first_difference(tokenizer: &Tokenizer, prompt: &str, text: &str) -> Option<usize> {
+    let (ids, starts) = tokenizer.encode_with_starts(text).ok()?;
+    let prompt = tokenizer.encode(prompt).ok()?;
+    let same = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+    starts.get(same).copied()
 }
 
 /// The end of a turn: what the template writes for it when it is the last one, cut behind the first stop token after

@@ -128,6 +128,16 @@ pub(super) fn print(out: &mut Output, state: &State, value: &Jinja) -> Result<()
     }
 }
 
+/// Whether Python would loop over the value: an undefined one yes, none no.
+pub(super) fn is_iterable(value: &Jinja) -> bool {
+    value.is_undefined() || !value.is_none() && value.try_iter().is_ok()
+}
+
+/// Whether the value has a length and items, as strings and dictionaries have.
+pub(super) fn is_sequence(value: &Jinja) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
+}
+
 /// Python's `str`.
 pub(super) fn text(value: &Jinja) -> String {
     match value.kind() {
