@@ -79,10 +79,10 @@ impl AttnShape {
     /// Checks what the kernels support.
     pub fn check(&self) -> Result<()> {
         let fail = |what, got, expected: &str| Err(Error::AttnShape { what, got, expected: expected.into() });
-        if self.kv_heads == 0 || self.heads == 0 || self.heads % self.kv_heads != 0 {
+        if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return fail("heads", self.heads, &format!("a positive multiple of kv_heads ({})", self.kv_heads));
         }
-        if self.head_dim == 0 || self.head_dim % 16 != 0 || self.head_dim > 512 {
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(16) || self.head_dim > 512 {
             return fail("head_dim", self.head_dim, "a multiple of 16 from 16 to 512");
         }
         Ok(())

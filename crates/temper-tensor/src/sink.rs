@@ -60,6 +60,9 @@ impl Held {
     }
 }
 
+/// Adds the part of an operation's parameter gradient that the given rows cause to a buffer.
+pub(crate) type AddPart<'f> = &'f mut dyn FnMut(&[Range<usize>], &mut Grad) -> Result<()>;
+
 /// What backward does with the gradient of each parameter.
 #[derive(Debug)]
 pub enum GradSink<'s> {
@@ -103,7 +106,7 @@ impl GradSink<'_> {
         w: ParamId,
         origin: &Origin,
         rows: usize,
-        add: &mut dyn FnMut(&[Range<usize>], &mut Grad) -> Result<()>,
+        add: AddPart,
     ) -> Result<()> {
         let name = || params.get(w).name.clone();
         let examples = match self {
@@ -157,13 +160,11 @@ impl GradSink<'_> {
                 if !held.several.contains(&w) {
                     return add_to(out, "sum_sq", example, ops.grad_sum_sq(grad)?);
                 }
-                match held.grads.get_mut(&(w, example)) {
-                    Some(sum) => ops.grad_add_scaled(sum, grad, 1.0),
-                    None => {
-                        held.grads.insert((w, example), grad.clone());
-                        Ok(())
-                    }
+                if let Some(sum) = held.grads.get_mut(&(w, example)) {
+                    return ops.grad_add_scaled(sum, grad, 1.0);
                 }
+                held.grads.insert((w, example), grad.clone());
+                Ok(())
             }
         }
     }

@@ -91,7 +91,7 @@ impl<'a> Tape<'a> {
     pub fn embedding(&self, w: ParamId, ids: &[u32]) -> Result<Var> {
         let value = self.ops.embedding(self.params.matrix("embedding", w)?, ids)?;
         let op = || Op::Embedding { w, ids: ids.into(), origin: Origin::Identity };
-        Ok(self.from_param(value, w, Origin::Identity, &[], op))
+        Ok(self.keep_param(value, w, Origin::Identity, &[], op))
     }
 
     /// `x w^T`, `[N, n]`.
@@ -100,7 +100,7 @@ impl<'a> Tape<'a> {
         let value = self.ops.linear(x.tensor(), self.params.matrix("linear", w)?)?;
         let trainable = self.params.get(w).trainable;
         let op = || Op::Linear { w, x: trainable.then(|| x.saved()), origin: x.origin() };
-        Ok(self.from_param(value, w, x.origin(), &[x], op))
+        Ok(self.keep_param(value, w, x.origin(), &[x], op))
     }
 
     /// `x + b` for a vector parameter `b: [1, C]`.
@@ -108,7 +108,7 @@ impl<'a> Tape<'a> {
         self.own("bias", &[x])?;
         let b_value = self.params.vector("bias", b)?;
         let value = self.ops.binary(crate::ops::Binary::Add, x.tensor(), b_value)?;
-        Ok(self.from_param(value, b, x.origin(), &[x], || Op::Bias { b, origin: x.origin() }))
+        Ok(self.keep_param(value, b, x.origin(), &[x], || Op::Bias { b, origin: x.origin() }))
     }
 
     /// `x / sqrt(mean(x^2) + eps) * w` per row.
@@ -116,7 +116,7 @@ impl<'a> Tape<'a> {
         self.own("rms_norm", &[x])?;
         let value = self.ops.rms_norm(x.tensor(), self.params.vector("rms_norm", w)?, eps)?;
         let var =
-            self.from_param(value, w, x.origin(), &[x], || Op::RmsNorm { w, x: x.value(), eps, origin: x.origin() });
+            self.keep_param(value, w, x.origin(), &[x], || Op::RmsNorm { w, x: x.value(), eps, origin: x.origin() });
         Ok(var.with_recipe(self.record, || Recipe::RmsNorm { x: x.value(), w, eps }))
     }
 
@@ -125,7 +125,7 @@ impl<'a> Tape<'a> {
         self.own("rope", &[x])?;
         let value = self.ops.rope(x.tensor(), heads, table, positions, false)?;
         let op = || Op::Rope { heads, table, positions: Arc::clone(positions) };
-        Ok(self.from_inputs(value, x.origin(), &[x], op))
+        Ok(self.keep(value, x.origin(), &[x], op))
     }
 
     /// Causal grouped-query attention over segments: `[N, H * D]`.
@@ -142,7 +142,7 @@ impl<'a> Tape<'a> {
             segments: Arc::clone(s),
             shape,
         };
-        Ok(self.from_shared(Rc::clone(&out), q.origin(), &[q, k, v], op))
+        Ok(self.keep_shared(Rc::clone(&out), q.origin(), &[q, k, v], op))
     }
 
     /// Appends k and v to the caches and attends over them: `[N, H * D]`. Not on a recording tape.
@@ -160,7 +160,7 @@ impl<'a> Tape<'a> {
             return Err(Error::NotDifferentiable { op: "cached_attention" });
         }
         let out = self.ops.cached_attention(q.tensor(), k.tensor(), v.tensor(), slots, layer, &shape)?;
-        Ok(self.from_inputs(out, q.origin(), &[], || Op::Input))
+        Ok(self.keep(out, q.origin(), &[], || Op::Input))
     }
 
     /// `silu(gate) * up`.
@@ -177,7 +177,7 @@ impl<'a> Tape<'a> {
         self.own("glu", &[gate, up])?;
         let value = self.ops.glu(kind, gate.tensor(), up.tensor())?;
         let op = || Op::Glu { kind, gate: gate.value(), up: up.value() };
-        let var = self.from_inputs(value, gate.origin(), &[gate, up], op);
+        let var = self.keep(value, gate.origin(), &[gate, up], op);
         Ok(var.with_recipe(self.record, || Recipe::Glu { kind, gate: gate.value(), up: up.value() }))
     }
 
@@ -221,18 +221,18 @@ impl<'a> Tape<'a> {
     }
 
     /// Records if an input carries gradient.
-    fn from_inputs(&self, value: Tensor, origin: Origin, inputs: &[&Var], op: impl FnOnce() -> Op<'a>) -> Var {
-        self.from_shared(Rc::new(value), origin, inputs, op)
+    fn keep(&self, value: Tensor, origin: Origin, inputs: &[&Var], op: impl FnOnce() -> Op<'a>) -> Var {
+        self.keep_shared(Rc::new(value), origin, inputs, op)
     }
 
-    fn from_shared(&self, value: Rc<Tensor>, origin: Origin, inputs: &[&Var], op: impl FnOnce() -> Op<'a>) -> Var {
+    fn keep_shared(&self, value: Rc<Tensor>, origin: Origin, inputs: &[&Var], op: impl FnOnce() -> Op<'a>) -> Var {
         let needed = self.record && inputs.iter().any(|x| x.node().is_some());
         let node = needed.then(|| self.push(Node { op: op(), inputs: inputs.iter().map(|x| x.node()).collect() }));
         Var::new(value, node, &self.mark.borrow(), origin)
     }
 
     /// Records if the parameter is trainable or an input carries gradient.
-    fn from_param(
+    fn keep_param(
         &self,
         value: Tensor,
         w: ParamId,

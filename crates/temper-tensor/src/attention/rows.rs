@@ -1,4 +1,5 @@
 //! Row kernels of attention: one row of scores at a time, 64 keys wide.
+#![allow(clippy::inline_always)] // bodies are compiled into each instruction-set level's function
 
 use crate::isa::{mul_add, multiversion};
 use crate::kernels::math::exp;

@@ -42,7 +42,9 @@ pub(super) fn embedding(dy: &Tensor, ids: &[u32], rows: &[Range<usize>], dw: &mu
     count("embedding_dw", "ids", ids.len(), dy.rows)?;
     ids_below("embedding_dw", ids, vocab)?;
     inside("embedding_dw", rows, dy.rows)?;
-    rows.iter().for_each(|r| embed::embedding_dw(part(dy, r), &ids[r.clone()], dw));
+    for r in rows {
+        embed::embedding_dw(part(dy, r), &ids[r.clone()], dw);
+    }
     Ok(())
 }
 
@@ -50,7 +52,9 @@ pub(super) fn linear(dy: &Tensor, x: &Tensor, rows: &[Range<usize>], dw: &mut Gr
     let dw = matrix("linear_dw", dw, (dy.cols, x.cols))?;
     same_shape("linear_dw", "x", x, (dy.rows, x.cols))?;
     inside("linear_dw", rows, dy.rows)?;
-    rows.iter().for_each(|r| gemm::linear_dw(part(dy, r), part(x, r), r.len(), dw));
+    for r in rows {
+        gemm::linear_dw(part(dy, r), part(x, r), r.len(), dw);
+    }
     Ok(())
 }
 
@@ -69,7 +73,9 @@ pub(super) fn rms_norm(dy: &Tensor, x: &Tensor, eps: f32, rows: &[Range<usize>],
 pub(super) fn bias(dy: &Tensor, rows: &[Range<usize>], db: &mut Grad) -> Result<()> {
     let db = vector("bias_db", db, dy.cols)?;
     inside("bias_db", rows, dy.rows)?;
-    rows.iter().for_each(|r| elementwise::bias_db(part(dy, r), db));
+    for r in rows {
+        elementwise::bias_db(part(dy, r), db);
+    }
     Ok(())
 }
 

@@ -1,12 +1,11 @@
 //! Backward: walks the record in reverse and sends each gradient on.
 
-use std::ops::Range;
 use std::rc::Rc;
 
 use crate::error::{Error, Result};
 use crate::ops::{AttnSaved, Binary, Ops, Reduce, Tensor};
-use crate::params::{Grad, ParamId};
-use crate::sink::GradSink;
+use crate::params::ParamId;
+use crate::sink::{AddPart, GradSink};
 use crate::tape::{Node, Op, Origin, Recipe, Saved, Tape, Var};
 
 /// Gradients of the inputs that asked for one.
@@ -205,14 +204,7 @@ impl<'a> Tape<'a> {
     }
 
     /// Hands a parameter's gradient to the sink unless the parameter is frozen.
-    fn give(
-        &self,
-        sink: &mut GradSink,
-        w: ParamId,
-        origin: &Origin,
-        rows: usize,
-        add: &mut dyn FnMut(&[Range<usize>], &mut Grad) -> Result<()>,
-    ) -> Result<()> {
+    fn give(&self, sink: &mut GradSink, w: ParamId, origin: &Origin, rows: usize, add: AddPart) -> Result<()> {
         if self.params.get(w).trainable { sink.take(self.ops, self.params, w, origin, rows, add) } else { Ok(()) }
     }
 }
@@ -226,24 +218,20 @@ struct Pending<'a> {
 impl Pending<'_> {
     fn send(&mut self, target: Option<usize>, d: Tensor) -> Result<()> {
         let Some(slot) = target.map(|t| &mut self.grads[t]) else { return Ok(()) };
-        match slot {
-            Some(sum) => self.ops.add_scaled(sum, &d, 1.0),
-            None => {
-                *slot = Some(d);
-                Ok(())
-            }
+        if let Some(sum) = slot {
+            return self.ops.add_scaled(sum, &d, 1.0);
         }
+        *slot = Some(d);
+        Ok(())
     }
 
     fn send_copy(&mut self, target: Option<usize>, d: &Tensor) -> Result<()> {
         let Some(slot) = target.map(|t| &mut self.grads[t]) else { return Ok(()) };
-        match slot {
-            Some(sum) => self.ops.add_scaled(sum, d, 1.0),
-            None => {
-                *slot = Some(self.ops.copy(d)?);
-                Ok(())
-            }
+        if let Some(sum) = slot {
+            return self.ops.add_scaled(sum, d, 1.0);
         }
+        *slot = Some(self.ops.copy(d)?);
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ impl Tape<'_> {
         self.own("unary", &[x])?;
         let y = Rc::new(self.ops.unary(op, x.tensor())?);
         let node = || Op::Unary { op, x: x.value(), y: Rc::clone(&y) };
-        Ok(self.from_shared(Rc::clone(&y), x.origin(), &[x], node))
+        Ok(self.keep_shared(Rc::clone(&y), x.origin(), &[x], node))
     }
 
     /// Elementwise function of two values; `b` may be `[rows, cols]`, `[1, cols]`, `[rows, 1]` or `[1, 1]`.
@@ -23,7 +23,7 @@ impl Tape<'_> {
         let y = self.ops.binary(op, a.tensor(), b.tensor())?;
         let plain = plain_add(op, a.tensor(), b.tensor());
         let node = || if plain { Op::Add } else { Op::Binary { op, a: a.value(), b: b.value() } };
-        Ok(self.from_inputs(y, a.origin(), &[a, b], node))
+        Ok(self.keep(y, a.origin(), &[a, b], node))
     }
 
     /// `a + b`.
@@ -116,7 +116,7 @@ impl Tape<'_> {
         let y = self.ops.sum(over, x.tensor())?;
         let origin = if over == Reduce::Cols { x.origin() } else { Origin::Lost };
         let shape = x.tensor().shape();
-        Ok(self.from_inputs(y, origin, &[x], || Op::Sum { shape }))
+        Ok(self.keep(y, origin, &[x], || Op::Sum { shape }))
     }
 
     /// Sum of each row, `[rows, 1]`.
@@ -155,27 +155,27 @@ impl Tape<'_> {
         let Some(over) = expanded_over(x.tensor().shape(), (rows, cols)) else { return Ok(x.clone()) };
         let y = self.ops.expand(x.tensor(), rows, cols)?;
         let origin = if over == Reduce::Cols { x.origin() } else { Origin::Lost };
-        Ok(self.from_inputs(y, origin, &[x], || Op::Expand { over }))
+        Ok(self.keep(y, origin, &[x], || Op::Expand { over }))
     }
 
     /// `a b` with `a: [m, k]`, `b: [k, n]`.
     pub fn matmul(&self, a: &Var, b: &Var) -> Result<Var> {
         self.own("matmul", &[a, b])?;
         let y = self.ops.matmul(a.tensor(), b.tensor())?;
-        Ok(self.from_inputs(y, a.origin(), &[a, b], || Op::Matmul { a: a.value(), b: b.value(), nt: false }))
+        Ok(self.keep(y, a.origin(), &[a, b], || Op::Matmul { a: a.value(), b: b.value(), nt: false }))
     }
 
     /// `a b^T` with `a: [m, k]`, `b: [n, k]`.
     pub fn matmul_nt(&self, a: &Var, b: &Var) -> Result<Var> {
         self.own("matmul_nt", &[a, b])?;
         let y = self.ops.matmul_nt(a.tensor(), b.tensor())?;
-        Ok(self.from_inputs(y, a.origin(), &[a, b], || Op::Matmul { a: a.value(), b: b.value(), nt: true }))
+        Ok(self.keep(y, a.origin(), &[a, b], || Op::Matmul { a: a.value(), b: b.value(), nt: true }))
     }
 
     fn soft(&self, x: &Var, log: bool) -> Result<Var> {
         self.own("softmax", &[x])?;
         let y = Rc::new(self.ops.softmax(x.tensor(), log)?);
-        Ok(self.from_shared(Rc::clone(&y), x.origin(), &[x], || Op::Softmax { y: Rc::clone(&y), log }))
+        Ok(self.keep_shared(Rc::clone(&y), x.origin(), &[x], || Op::Softmax { y: Rc::clone(&y), log }))
     }
 
     /// Softmax of each row.
@@ -193,7 +193,7 @@ impl Tape<'_> {
         self.own("pick", &[x])?;
         let y = self.ops.pick(x.tensor(), cols)?;
         let width = x.cols();
-        Ok(self.from_inputs(y, x.origin(), &[x], || Op::Pick { cols: cols.into(), width }))
+        Ok(self.keep(y, x.origin(), &[x], || Op::Pick { cols: cols.into(), width }))
     }
 
     /// Rows of `x` in the given order (repeats allowed).
@@ -201,7 +201,7 @@ impl Tape<'_> {
         self.own("gather_rows", &[x])?;
         let y = self.ops.gather_rows(x.tensor(), rows)?;
         let from = x.rows();
-        Ok(self.from_inputs(y, x.origin().select(rows), &[x], || Op::GatherRows { rows: rows.into(), from }))
+        Ok(self.keep(y, x.origin().select(rows), &[x], || Op::GatherRows { rows: rows.into(), from }))
     }
 
     /// `base` with `x[i]` added to row `rows[i]`, in order of i.
@@ -209,14 +209,14 @@ impl Tape<'_> {
         self.own("scatter_add_rows", &[base, x])?;
         let mut y = self.ops.copy(base.tensor())?;
         self.ops.scatter_add_rows(&mut y, x.tensor(), rows)?;
-        Ok(self.from_inputs(y, base.origin(), &[base, x], || Op::ScatterAddRows { rows: rows.into() }))
+        Ok(self.keep(y, base.origin(), &[base, x], || Op::ScatterAddRows { rows: rows.into() }))
     }
 
     /// Transpose.
     pub fn transpose(&self, x: &Var) -> Result<Var> {
         self.own("transpose", &[x])?;
         let y = self.ops.transpose(x.tensor())?;
-        Ok(self.from_inputs(y, Origin::Lost, &[x], || Op::Transpose))
+        Ok(self.keep(y, Origin::Lost, &[x], || Op::Transpose))
     }
 
     /// The values stacked, rows under rows (soft prompts above embedded ids, for instance).
@@ -225,7 +225,7 @@ impl Tape<'_> {
         let tensors: Vec<_> = parts.iter().map(|p| p.tensor()).collect();
         let y = self.ops.concat_rows(&tensors)?;
         let rows = || parts.iter().map(|p| p.rows()).collect();
-        Ok(self.from_inputs(y, Origin::Identity, parts, || Op::ConcatRows { rows: rows() }))
+        Ok(self.keep(y, Origin::Identity, parts, || Op::ConcatRows { rows: rows() }))
     }
 
     /// Rows `rows` of `x`.
@@ -247,7 +247,7 @@ impl Tape<'_> {
         } else {
             x.origin().select(&rows.map(|r| r as u32).collect::<Vec<_>>())
         };
-        Ok(self.from_inputs(y, origin, &[x], || Op::Slice { shape, at }))
+        Ok(self.keep(y, origin, &[x], || Op::Slice { shape, at }))
     }
 
     /// The same values, row-major, as another shape.
@@ -260,6 +260,6 @@ impl Tape<'_> {
         }
         let y = self.ops.copy(x.tensor())?.reshaped(rows, cols);
         let origin = if rows == shape.0 { x.origin() } else { Origin::Lost };
-        Ok(self.from_inputs(y, origin, &[x], || Op::Reshape { shape }))
+        Ok(self.keep(y, origin, &[x], || Op::Reshape { shape }))
     }
 }
