@@ -83,6 +83,12 @@ impl<'a> Context<'a> {
             .ok_or_else(|| Error::user("the run has no tokenizer yet", "put a `tokenizer` stage first, or name a model"))
     }
 
+    /// What measuring a model needs: device, tokenizer, and who watches.
+    pub fn measuring(&mut self) -> Result<(&'a dyn Ops, &Tokenizer, &mut dyn Watch)> {
+        let missing = || Error::user("the run has no tokenizer yet", "put a `tokenizer` stage first, or name a model");
+        Ok((self.ops, self.tokenizer.as_ref().ok_or_else(missing)?, &mut *self.watch))
+    }
+
     /// Sets the run's tokenizer.
     pub fn set_tokenizer(&mut self, tokenizer: Tokenizer) {
         self.tokenizer = Some(tokenizer);

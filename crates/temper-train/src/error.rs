@@ -36,6 +36,9 @@ pub enum Error {
     /// Tasks, verifiers and rewards.
     #[error(transparent)]
     Env(#[from] temper_env::Error),
+    /// An objective or a statistic.
+    #[error(transparent)]
+    Algo(#[from] temper_algo::Error),
     /// The model.
     #[error(transparent)]
     Model(#[from] temper_model::Error),

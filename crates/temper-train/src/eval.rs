@@ -3,17 +3,15 @@
 use std::collections::BTreeMap;
 
 use temper_algo::{split_seed, stats};
-use temper_data::{Encoded, Format, Overflow, encode_all, encode_prompt, load};
+use temper_data::{Encoded, Format, Overflow, Tokenizer, encode_all, encode_prompt, load};
 use temper_env::{Pair, RewardKind, RewardPart, Scorer, Task, Transcript};
-use temper_model::{Batch, Completion, Model, Request, ScoredSequence, Stop};
-use temper_tensor::HeadSpec;
+use temper_model::{Completion, Model, Request, ScoredSequence, Stop};
+use temper_tensor::Ops;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::learner::terms;
 use crate::ledger::{Cell, TaskRow};
-use crate::offline::micro_batches;
 use crate::recipe::{EvalSource, EvalTask, Generation, Mask};
 use crate::rollout::complete;
 use crate::sampling;
@@ -28,48 +26,59 @@ const MICRO_TOKENS: usize = 1024;
 /// Sequences sampled at the same time.
 const MAX_BATCH: usize = 32;
 
-/// Measures one task after `stage`. The items and their seeds are the same after every stage, so that stages compare
-/// item by item.
-pub fn measure(ctx: &mut Context, model: &Model, task: &EvalTask, target: bool, stage: &str) -> Result<(TaskRow, Cell)> {
-    let seed = split_seed(ctx.recipe.seed, &task.id.bytes().map(u64::from).collect::<Vec<_>>());
-    let row = |metric: &str| TaskRow { id: task.id.clone(), target, metric: metric.into() };
-    let mut cell = match &task.source {
+/// A model as it is measured.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// The device.
+    pub ops: &'a dyn Ops,
+    /// The model.
+    pub model: &'a Model,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The run's seed: items and samples are functions of it and of the task's id.
+    pub seed: u64,
+}
+
+/// Measures one task; `stage` names the measurement. The items and their seeds are the same at every stage, so that stages
+/// compare item by item. The metric is `accuracy` or `nll`.
+pub fn measure(
+    subject: Subject,
+    task: &EvalTask,
+    stage: &str,
+    watch: &mut dyn FnMut(&Event),
+) -> Result<(&'static str, Cell)> {
+    let seed = split_seed(subject.seed, &task.id.bytes().map(u64::from).collect::<Vec<_>>());
+    let begin = |n: usize, watch: &mut dyn FnMut(&Event)| watch(&Event::EvalBegin { stage, task: &task.id, n });
+    let tasks = match &task.source {
         EvalSource::Nll { path, mask, max_row_tokens } => {
-            let rows = nll_rows(ctx, path, *mask, *max_row_tokens, task.n)?;
-            ctx.emit(&Event::EvalBegin { stage, task: &task.id, n: rows.len() });
-            return Ok((row("nll"), nll_cell(ctx, model, &rows, stage, task)?));
+            let rows = nll_rows(subject, path, *mask, *max_row_tokens, task.n)?;
+            begin(rows.len(), watch);
+            return Ok(("nll", nll_cell(subject, &rows, stage, task)?));
         }
-        EvalSource::Tasks { tasks } => {
-            let set = hub::local_tasks(tasks)?.open(split_seed(seed, &[TASKS]))?;
-            if let Some(pairs) = set.pairs() {
-                let pairs: Vec<Pair> = pairs.iter().take(task.n).cloned().collect();
-                ctx.emit(&Event::EvalBegin { stage, task: &task.id, n: pairs.len() });
-                pair_cell(ctx, model, &pairs, stage, task)?
-            } else {
-                let n = set.len().map_or(task.n, |len| len.min(task.n));
-                let items = (0..n).map(|i| Ok(set.get(i as u64)?)).collect::<Result<Vec<Task>>>()?;
-                ctx.emit(&Event::EvalBegin { stage, task: &task.id, n });
-                task_cell(ctx, model, &items, stage, task, split_seed(seed, &[SAMPLES]))?
-            }
-        }
+        EvalSource::Tasks { tasks } => hub::local_tasks(tasks)?.open(split_seed(seed, &[TASKS]))?,
     };
-    if let Some(accuracy) = cell.accuracy
-        && task.samples == 1
-    {
-        let right = (accuracy * cell.n as f64).round() as u64;
-        let interval = stats::wilson(right, cell.n as u64, CONFIDENCE)?;
-        (cell.low, cell.high) = (interval.low, interval.high);
+    if let Some(pairs) = tasks.pairs() {
+        let pairs: Vec<Pair> = pairs.iter().take(task.n).cloned().collect();
+        begin(pairs.len(), watch);
+        return Ok(("accuracy", pair_cell(subject, &pairs, stage, task)?));
     }
-    Ok((row("accuracy"), cell))
+    let n = tasks.len().map_or(task.n, |len| len.min(task.n));
+    let items = (0..n).map(|i| Ok(tasks.get(i as u64)?)).collect::<Result<Vec<Task>>>()?;
+    begin(n, watch);
+    Ok(("accuracy", task_cell(subject, &items, stage, task, split_seed(seed, &[SAMPLES]), watch)?))
 }
 
 /// Measures all tasks of the recipe and `more`, into the ledger and `ledger.json`.
 pub fn measure_all(ctx: &mut Context, model: &Model, stage: &str, more: &[EvalTask]) -> Result<()> {
-    let tasks: Vec<(EvalTask, bool)> = ctx.recipe.eval_tasks().map(|(t, target)| (t.clone(), target)).collect();
-    for (task, target) in tasks.into_iter().chain(more.iter().map(|t| (t.clone(), true))) {
-        let (row, cell) = measure(ctx, model, &task, target, stage)?;
-        let seed = split_seed(ctx.recipe.seed, &[BOOTSTRAP]);
-        ctx.state.ledger.add(row, cell, seed);
+    let recipe = ctx.recipe;
+    for (task, target) in recipe.eval_tasks().chain(more.iter().map(|t| (t, true))) {
+        let (metric, cell) = {
+            let (ops, tokenizer, watch) = ctx.measuring()?;
+            let subject = Subject { ops, model, tokenizer, seed: recipe.seed };
+            measure(subject, task, stage, &mut |event| watch.event(event))?
+        };
+        let row = TaskRow { id: task.id.clone(), target, metric: metric.into() };
+        ctx.state.ledger.add(row, cell, split_seed(recipe.seed, &[BOOTSTRAP]));
         let ledger = ctx.state.ledger.clone();
         if let Some(cell) = ledger.cells.last() {
             ctx.emit(&Event::EvalEnd { cell, target });
@@ -98,12 +107,33 @@ fn empty(stage: &str, task: &EvalTask, items: Vec<f32>) -> Cell {
     }
 }
 
+/// The 95% interval over items: Wilson's where every item is right or wrong, Student's otherwise.
+fn interval(cell: &mut Cell, right_or_wrong: bool) -> Result<()> {
+    let values: Vec<f64> = cell.items.iter().map(|&x| f64::from(x)).collect();
+    let found = if right_or_wrong {
+        stats::wilson(values.iter().sum::<f64>() as u64, values.len() as u64, CONFIDENCE)?
+    } else if values.len() < 2 {
+        return Ok(());
+    } else {
+        stats::mean_interval(&values, CONFIDENCE)?
+    };
+    (cell.low, cell.high) = (found.low, found.high);
+    Ok(())
+}
+
 fn mean(values: &[f32]) -> f64 {
     values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len().max(1) as f64
 }
 
 /// Accuracy, pass@k, lengths and causes of failure of sampled or greedy completions.
-fn task_cell(ctx: &mut Context, model: &Model, items: &[Task], stage: &str, task: &EvalTask, seed: u64) -> Result<Cell> {
+fn task_cell(
+    subject: Subject,
+    items: &[Task],
+    stage: &str,
+    task: &EvalTask,
+    seed: u64,
+    watch: &mut dyn FnMut(&Event),
+) -> Result<Cell> {
     let rules = Generation {
         temperature: task.temperature.unwrap_or(if task.samples > 1 { 1.0 } else { 0.0 }),
         top_k: None,
@@ -112,10 +142,10 @@ fn task_cell(ctx: &mut Context, model: &Model, items: &[Task], stage: &str, task
         max_tokens: task.max_tokens,
         stop: task.stop.clone(),
     };
-    let room = model.config.max_position_embeddings;
+    let room = subject.model.config.max_position_embeddings;
     let (mut kept, mut requests, mut too_long) = (vec![], vec![], 0);
     for (i, item) in items.iter().enumerate() {
-        let prompt = encode_prompt(ctx.tokenizer()?, &item.prompt)?;
+        let prompt = encode_prompt(subject.tokenizer, &item.prompt)?;
         if prompt.len() >= room {
             too_long += 1;
             continue;
@@ -132,11 +162,9 @@ fn task_cell(ctx: &mut Context, model: &Model, items: &[Task], stage: &str, task
             "use shorter items or another model",
         ));
     }
-    let mut ticks = vec![];
-    let done = complete(ctx, model, &requests, &rules, MAX_BATCH, &mut |done, of| ticks.push((done, of)))?;
-    drop(ticks);
-    let tokenizer = ctx.tokenizer()?;
-    let text = |c: &Completion| sampling::text(tokenizer, &c.tokens, &task.stop);
+    let mut tick = |done: usize, of: usize| watch(&Event::EvalProgress { done, of });
+    let done = complete(subject.ops, subject.tokenizer, subject.model, &requests, &rules, MAX_BATCH, &mut tick)?;
+    let text = |c: &Completion| sampling::text(subject.tokenizer, &c.tokens, &task.stop);
     let texts: Vec<Vec<String>> = done.iter().map(|c| c.iter().map(text).collect()).collect();
     let flat = || kept.iter().zip(&done).zip(&texts).flat_map(|((t, c), x)| c.iter().zip(x).map(move |(c, x)| (*t, c, x)));
     let cut = |stop: Stop| matches!(stop, Stop::MaxTokens | Stop::ContextFull);
@@ -151,10 +179,7 @@ fn task_cell(ctx: &mut Context, model: &Model, items: &[Task], stage: &str, task
 
     let mut cell = empty(stage, task, per_item.iter().map(|r| mean(r) as f32).collect());
     cell.accuracy = Some(mean(&cell.items));
-    let interval = stats::mean_interval(&cell.items.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), CONFIDENCE);
-    if let Ok(interval) = interval {
-        (cell.low, cell.high) = (interval.low, interval.high);
-    }
+    interval(&mut cell, task.samples == 1)?;
     cell.mean_length = Some(flat().map(|(_, c, _)| c.tokens.len() as f64).sum::<f64>() / total);
     cell.unparsed = Some(verdicts.iter().filter(|v| v.failure().is_some()).count() as f64 / total);
     cell.truncated = Some(flat().filter(|(_, c, _)| cut(c.stop)).count() as f64 / total);
@@ -183,56 +208,42 @@ fn pass_at_k(per_item: &[&[f32]]) -> Result<BTreeMap<usize, f64>> {
 }
 
 /// Log-probability of every row's weighted tokens: `(sum of weight * logp, sum of weight)`.
-fn row_logp(ctx: &Context, model: &Model, rows: &[Encoded]) -> Result<Vec<(f64, f64)>> {
-    let mut found = vec![];
-    for part in micro_batches(rows.iter().map(|r| r.ids.len()), MICRO_TOKENS) {
-        let rows = &rows[part];
-        let weights: Vec<Vec<f64>> = rows.iter().map(|r| r.weights.iter().map(|&w| f64::from(w)).collect()).collect();
-        let sequences: Vec<ScoredSequence> =
-            rows.iter().zip(&weights).map(|(r, w)| ScoredSequence { ids: &r.ids, scored: w }).collect();
-        let (batch, weight) = Batch::sequences(&sequences)?;
-        let logp = if batch.tgt.is_empty() { vec![] } else { terms(ctx.ops(), model, &batch, &HeadSpec::default())?.logp };
-        let mut scored = logp.iter().zip(&weight);
-        for w in &weights {
-            let n = w.iter().skip(1).filter(|w| **w != 0.0).count();
-            let part = scored.by_ref().take(n);
-            found.push(part.fold((0.0, 0.0), |(s, t), (&l, &w)| (s + w * f64::from(l), t + w)));
-        }
-    }
-    Ok(found)
+fn row_logp(subject: Subject, rows: &[Encoded]) -> Result<Vec<(f64, f64)>> {
+    let weights: Vec<Vec<f64>> = rows.iter().map(|r| r.weights.iter().map(|&w| f64::from(w)).collect()).collect();
+    let sequences: Vec<ScoredSequence> =
+        rows.iter().zip(&weights).map(|(r, w)| ScoredSequence { ids: &r.ids, scored: w }).collect();
+    let scored = subject.model.score(subject.ops, &sequences, 1.0, MICRO_TOKENS)?;
+    Ok(scored.iter().map(|s| (s.total(), s.weight.iter().sum())).collect())
 }
 
-fn pair_cell(ctx: &Context, model: &Model, pairs: &[Pair], stage: &str, task: &EvalTask) -> Result<Cell> {
-    let tokenizer = ctx.tokenizer()?;
+fn pair_cell(subject: Subject, pairs: &[Pair], stage: &str, task: &EvalTask) -> Result<Cell> {
     let whole = |text: &String| {
-        let ids = tokenizer.encode_with_bos(text)?;
+        let ids = subject.tokenizer.encode_with_bos(text)?;
         let weights = ids.iter().map(|_| 1.0).collect();
         Ok(Encoded { ids, weights, ..Encoded::default() })
     };
     let rows = pairs.iter().flat_map(|p| [&p.good, &p.bad]).map(whole).collect::<Result<Vec<_>>>()?;
-    let sums = row_logp(ctx, model, &rows)?;
+    let sums = row_logp(subject, &rows)?;
     let items = sums.chunks(2).map(|pair| f32::from(u8::from(pair[0].0 > pair[1].0))).collect();
     let mut cell = empty(stage, task, items);
     cell.accuracy = Some(mean(&cell.items));
+    interval(&mut cell, true)?;
     Ok(cell)
 }
 
-fn nll_rows(ctx: &Context, path: &str, mask: Mask, max_tokens: usize, n: usize) -> Result<Vec<Encoded>> {
-    let (mut examples, _) = load(&hub::local(path)?, &Format::auto())?;
+fn nll_rows(subject: Subject, path: &str, mask: Mask, max_tokens: usize, n: usize) -> Result<Vec<Encoded>> {
+    let (mut examples, _) = load(&hub::local(path)?, &Format::default())?;
     examples.truncate(n);
-    let (rows, _) = encode_all(ctx.tokenizer()?, &examples, mask.policy(), max_tokens, Overflow::Truncate)?;
+    let (rows, _) = encode_all(subject.tokenizer, &examples, mask.policy(), max_tokens, Overflow::Truncate)?;
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
-fn nll_cell(ctx: &Context, model: &Model, rows: &[Encoded], stage: &str, task: &EvalTask) -> Result<Cell> {
-    let sums = row_logp(ctx, model, rows)?;
+fn nll_cell(subject: Subject, rows: &[Encoded], stage: &str, task: &EvalTask) -> Result<Cell> {
+    let sums = row_logp(subject, rows)?;
     let (total, tokens) = sums.iter().fold((0.0, 0.0), |(s, t), (a, b)| (s + a, t + b));
     let items: Vec<f32> = sums.iter().map(|(s, t)| (-s / t.max(1.0)) as f32).collect();
-    let interval = stats::mean_interval(&items.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), CONFIDENCE);
     let mut cell = empty(stage, task, items);
     cell.nll = Some(-total / tokens.max(1.0));
-    if let Ok(interval) = interval {
-        (cell.low, cell.high) = (interval.low, interval.high);
-    }
+    interval(&mut cell, false)?;
     Ok(cell)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use temper_data::{
-    Encoded, EpochSampler, Example, Format, Message, MixtureSampler, Payload, Report, Tokenizer, encode_all, load,
+    Encoded, EpochSampler, Example, Format, Kind, Message, MixtureSampler, Payload, Report, Tokenizer, encode_all, load,
 };
 use temper_env::Task;
 
@@ -38,10 +38,10 @@ impl Order {
     /// A new order over `rows`.
     pub fn new(rows: &Rows, seed: u64) -> Result<Self> {
         Ok(match &rows.shares {
-            None => Self::Epochs(EpochSampler::new(rows.rows.len(), seed)?),
+            None => Self::Epochs(EpochSampler::new(seed, rows.rows.len())?),
             Some(shares) => {
                 let sources: Vec<(f64, usize)> = shares.iter().copied().zip(rows.sizes.iter().copied()).collect();
-                Self::Mixture(MixtureSampler::new(&sources, seed)?)
+                Self::Mixture(MixtureSampler::new(seed, &sources)?)
             }
         })
     }
@@ -49,9 +49,9 @@ impl Order {
     /// The next row.
     pub fn draw(&mut self, sizes: &[usize]) -> usize {
         match self {
-            Self::Epochs(s) => s.next_one(),
+            Self::Epochs(s) => s.next(1)[0],
             Self::Mixture(s) => {
-                let (source, row) = s.next_one();
+                let (source, row) = s.next(1)[0];
                 sizes[..source].iter().sum::<usize>() + row
             }
         }
@@ -63,11 +63,9 @@ pub fn examples(source: &DataSource, seed: u64) -> Result<Vec<Example>> {
     match source {
         DataSource::File { path, prompt, answer, n, start, .. } => {
             let path = hub::local(path)?;
-            let format = match (prompt, answer) {
-                (Some(prompt), Some(answer)) => Format::task(prompt, answer),
-                _ => Format::auto(),
-            };
-            let (examples, _) = load(&path, &format)?;
+            let kind = if prompt.is_some() { Kind::Task } else { Kind::Auto };
+            let (prompt_column, answer_column) = (prompt.clone(), answer.clone());
+            let (examples, _) = load(&path, &Format { kind, prompt_column, answer_column, ..Format::default() })?;
             let end = n.map_or(examples.len(), |n| start.saturating_add(n));
             if *start >= examples.len() || end > examples.len() {
                 return Err(Error::user(
@@ -75,7 +73,7 @@ pub fn examples(source: &DataSource, seed: u64) -> Result<Vec<Example>> {
                     "lower `start` or `n`",
                 ));
             }
-            Ok(examples.into_iter().skip(*start).take(end - start).map(task_to_chat).collect())
+            Ok(examples.into_iter().skip(*start).take(end - start).collect())
         }
         DataSource::Tasks { tasks, n, .. } => {
             let set = hub::local_tasks(tasks)?.open(seed)?;
@@ -99,17 +97,6 @@ pub fn texts(example: &Example) -> Vec<String> {
         Payload::Task { prompt, answer, .. } => {
             prompt.iter().map(|m| m.content.clone()).chain([answer.clone()]).collect()
         }
-    }
-}
-
-/// Rows of bare prompt and answer columns train as a conversation of two turns.
-fn task_to_chat(example: Example) -> Example {
-    match example.payload {
-        Payload::Task { mut prompt, answer, .. } => {
-            prompt.push(Message::assistant(answer));
-            Example { payload: Payload::Chat(prompt.into()), ..example }
-        }
-        _ => example,
     }
 }
 

@@ -45,19 +45,14 @@ impl Learner {
         let hidden = self.model.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), recompute)?;
         let scored = tape.gather_rows(&hidden, &batch.src)?;
         drop(hidden);
-        let (rows, cols) = scored.value().shape();
+        let (rows, cols) = scored.tensor().shape();
         let mut d = ops.zeros(rows, cols)?;
         let head = self.model.head();
         let weight = self.model.params.matrix("head", head)?;
         let dw = self.grads.get_mut(head);
-        let terms = ops.head_backward(scored.value(), weight, &batch.tgt, spec, coef, &mut d, dw)?;
+        let terms = ops.head_backward(scored.tensor(), weight, &batch.tgt, spec, coef, &mut d, dw)?;
         tape.backward(&scored, d, &mut GradSink::Accumulate(&mut self.grads))?;
         Ok(terms)
-    }
-
-    /// The terms of a micro-batch's scored tokens, without gradient.
-    pub fn terms(&self, ops: &dyn Ops, batch: &Batch, spec: &HeadSpec) -> Result<HeadTerms> {
-        terms(ops, &self.model, batch, spec)
     }
 
     /// Clips, updates and clears the gradients. Returns their norm before clipping; nothing is updated when it is not
@@ -84,13 +79,4 @@ fn hyper(optimizer: &Optimizer, lr_factor: f64) -> AdamW {
         weight_decay: weight_decay as f32,
         decay_vectors: false,
     }
-}
-
-/// The terms of a batch's scored tokens under a model, without gradient.
-pub fn terms(ops: &dyn Ops, model: &Model, batch: &Batch, spec: &HeadSpec) -> Result<HeadTerms> {
-    let tape = Tape::new(ops, &model.params, false);
-    let hidden = model.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
-    let scored = tape.gather_rows(&hidden, &batch.src)?;
-    drop(hidden);
-    Ok(ops.head_terms(scored.value(), model.params.matrix("head", model.head())?, &batch.tgt, spec)?)
 }

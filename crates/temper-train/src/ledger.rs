@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use temper_algo::stats::paired_difference;
 
 /// What a column of the matrix measures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +60,12 @@ pub struct Change {
     pub low: f64,
     /// Upper end of the 95% interval.
     pub high: f64,
+    /// Items that rose.
+    pub gained: u64,
+    /// Items that fell.
+    pub lost: u64,
+    /// Exact two-sided sign test over the items that changed (McNemar's).
+    pub p_value: f64,
 }
 
 /// The matrix with its rows and columns: `ledger.json`.
@@ -94,7 +101,15 @@ impl Ledger {
 }
 
 fn change(first: &Cell, now: &Cell, seed: u64) -> Option<Change> {
-    let difference: Vec<f64> = first.items.iter().zip(&now.items).map(|(a, b)| f64::from(b - a)).collect();
-    let interval = temper_algo::stats::bootstrap_mean(&difference, 1000, 0.95, seed)?;
-    Some(Change { against: first.stage.clone(), mean: interval.mean, low: interval.low, high: interval.high })
+    let wide = |cell: &Cell| cell.items.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+    let found = paired_difference(&wide(first), &wide(now), 0.95, 1000, seed).ok()?;
+    Some(Change {
+        against: first.stage.clone(),
+        mean: found.difference,
+        low: found.low,
+        high: found.high,
+        gained: found.gained,
+        lost: found.lost,
+        p_value: found.p_value,
+    })
 }

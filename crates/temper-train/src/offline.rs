@@ -51,6 +51,7 @@ pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progr
 
         progress.step += 1;
         progress.drawn += picked.len() as u64;
+        batch.iter().for_each(|(id, _)| ctx.state.history.saw(id, progress.step as u64));
         progress.num_tokens += sums.tokens;
         let mut metrics = Metrics::default();
         metrics.set(names::LOSS, sums.loss);

@@ -5,14 +5,17 @@
 
 use std::time::Instant;
 
-use temper_algo::{Coupling, Needs, PolicyMetrics, PolicyTerms, Rows, SequenceMask, is_constant, sample_std, split_seed, stats::Running};
+use temper_algo::stats::Running;
+use temper_algo::{
+    Coupling, Needs, PolicyMetrics, PolicyTerms, Rows, SequenceMask, is_constant, sample_std, split_seed,
+};
 use temper_env::Scorer;
 use temper_model::{Batch, Model};
 use temper_tensor::{HeadCoef, HeadSpec, HeadTerms};
 
 use crate::context::{Context, Outcome};
 use crate::error::{Error, Result};
-use crate::learner::{self, Learner};
+use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
 use crate::offline::micro_batches;
 use crate::recipe::OnlineStage;
@@ -29,7 +32,7 @@ pub fn run(
     progress: &mut Progress,
 ) -> Result<Outcome> {
     let seed = ctx.stage_seed(&stage.id);
-    let mut sources = Sources::open(stage, seed, progress)?;
+    let sources = Sources::open(stage, seed, progress)?;
     let mut scorer = Scorer::new(&stage.rewards)?;
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
     while progress.step < stage.steps {
@@ -41,6 +44,7 @@ pub fn run(
         for group in &mut groups {
             group.adv = stage.objective.advantage.advantages(&group.rewards());
         }
+        remember(ctx, progress.step, &groups);
         log_rollouts(ctx, stage, progress.step, &groups)?;
 
         let mut metrics = Metrics::default();
@@ -195,7 +199,7 @@ impl Micro {
         let spec = HeadSpec { temperature, entropy: true, ..HeadSpec::default() };
         let known = match stage.objective.coupling() {
             Coupling::Token => None,
-            _ => Some(self.terms(stage, 0..self.adv.len(), &learner.terms(ctx.ops(), &self.batch, &spec)?)),
+            _ => Some(self.terms(stage, 0..self.adv.len(), &learner.model.terms(ctx.ops(), &self.batch, &spec)?)),
         };
         let (mut loss, mut failed) = (0.0, None);
         let mut coef = |at: std::ops::Range<usize>, head: &HeadTerms| {
@@ -273,7 +277,7 @@ fn reference_logp(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &[&
     let spec = HeadSpec { temperature: stage.sampling.temperature, ..HeadSpec::default() };
     let mut all = vec![];
     for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
-        let terms = learner::terms(ctx.ops(), model, &group_batch(&groups[part.clone()])?, &spec)?;
+        let terms = model.terms(ctx.ops(), &group_batch(&groups[part.clone()])?, &spec)?;
         let mut logp = terms.logp.iter().map(|&x| f64::from(x));
         for group in &groups[part] {
             all.push(logp.by_ref().take(group.scored()).collect());
@@ -318,6 +322,17 @@ fn reward_metrics(stage: &OnlineStage, groups: &[Group], metrics: &mut Metrics) 
         metrics.set(names::LOST_MASS, collect(&|r| r.lost_mass).mean().unwrap_or(0.0));
     }
     groups.iter().map(|g| g.tokens() as u64).sum()
+}
+
+/// What samplers and curricula will want to know about each task.
+fn remember(ctx: &mut Context, step: usize, groups: &[Group]) {
+    for group in groups {
+        let id = &group.task.id;
+        let passes = group.rollouts.iter().filter(|r| r.reward() > 0.0).count();
+        ctx.state.history.saw(id, step as u64 + 1);
+        ctx.state.history.graded(id, passes as u64, group.rollouts.len() as u64);
+        group.adv.iter().for_each(|&adv| ctx.state.history.advantage(id, adv));
+    }
 }
 
 fn log_rollouts(ctx: &mut Context, stage: &OnlineStage, step: usize, groups: &[Group]) -> Result<()> {

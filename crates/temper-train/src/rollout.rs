@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use temper_algo::split_seed;
-use temper_data::encode_prompt;
+use temper_data::{Tokenizer, encode_prompt};
 use temper_env::{Scorer, Task, TaskSet, Transcript, Verdict};
 use temper_model::{Completion, Model, Request, Stop, generate};
+use temper_tensor::Ops;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -185,7 +186,8 @@ pub fn sample(
             seeds: (0..samples).map(|i| split_seed(seed, &[slot as u64, i])).collect(),
         })
         .collect();
-    let completions = complete(ctx, model, &requests, &stage.sampling, stage.max_batch, &mut |_, _| {})?;
+    let completions =
+        complete(ctx.ops(), ctx.tokenizer()?, model, &requests, &stage.sampling, stage.max_batch, &mut |_, _| {})?;
     let groups = tasks.into_iter().zip(completions).map(|((task, prompt), done)| {
         let rollouts = done.into_iter().map(|c| rollout(ctx, c, &stage.sampling)).collect::<Result<Vec<_>>>()?;
         Ok(Group { task, prompt, rollouts, adv: vec![] })
@@ -195,16 +197,16 @@ pub fn sample(
 
 /// Runs requests with a recipe's sampling rules, stop strings included.
 pub fn complete(
-    ctx: &Context,
+    ops: &dyn Ops,
+    tokenizer: &Tokenizer,
     model: &Model,
     requests: &[Request],
     rules: &Generation,
     max_batch: usize,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Vec<Completion>>> {
-    let tokenizer = ctx.tokenizer()?;
     let stops = decode_stops(tokenizer, &rules.stop);
-    Ok(generate(ctx.ops(), model, requests, &sampling(rules, tokenizer), max_batch, &stops, progress)?)
+    Ok(generate(ops, model, requests, &sampling(rules, tokenizer), max_batch, &stops, progress)?)
 }
 
 fn rollout(ctx: &Context, completion: Completion, rules: &Generation) -> Result<Rollout> {

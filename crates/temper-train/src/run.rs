@@ -5,7 +5,7 @@ use std::path::Path;
 use temper_data::{BpeOptions, Tokenizer, train_bpe};
 use temper_format::DType;
 use temper_format::atomic::DirWriter;
-use temper_model::Model;
+use temper_model::{Config, Model};
 use temper_tensor::Ops;
 
 use crate::checkpoint::{self, Found};
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::recipe::{self, InitStage, Recipe, RecipeError, SaveDtype, Stage, TokenizerStage};
 use crate::rundir::RunDir;
-use crate::state::{Progress, State};
+use crate::state::Progress;
 use crate::watch::{Stop, Watch};
 use crate::{eval, examples, hub, offline, online};
 
@@ -165,6 +165,15 @@ pub fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
     Ok(if path.is_dir() { Tokenizer::from_dir(path)? } else { Tokenizer::from_gguf(&temper_format::Gguf::open(path)?)? })
 }
 
+/// Reads the configuration of a model without its weights.
+pub fn load_config(path: &Path) -> Result<Config> {
+    if path.is_dir() {
+        let file = path.join("config.json");
+        return Ok(Config::from_json(&std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?)?);
+    }
+    Ok(Config::from_gguf(&temper_format::Gguf::open(path)?)?)
+}
+
 /// Saves a model with its tokenizer as a Hugging Face directory, whole or not at all.
 fn save(ctx: &Context, model: &Model, target: &Path, dtype: SaveDtype) -> Result<()> {
     let aside = DirWriter::create(target)?;
@@ -245,7 +254,7 @@ fn reference(ctx: &Context, s: &recipe::OnlineStage, start: &Model) -> Result<Op
     }
     let spec = ctx.recipe.model.reference.as_ref();
     match spec.and_then(|r| r.path.as_ref()) {
-        None => Ok(Some(start.frozen_copy(ctx.ops())?)),
+        None => Ok(Some(start.frozen_copy())),
         Some(path) => {
             let (model, _) = load_model(ctx.ops(), &hub::local(path)?)?;
             if model.config.vocab_size != start.config.vocab_size {

@@ -1,0 +1,267 @@
+//! What a recipe will do: rows, steps, tokens, memory, and the first training example as the model will see it.
+
+use std::path::Path;
+
+use serde::Serialize;
+use temper_data::{Encoded, Tokenizer};
+use temper_model::Config;
+
+use crate::error::Result;
+use crate::recipe::{DataSource, EvalSource, EvalTask, OfflineStage, OnlineStage, Recipe, Shape, Stage};
+use crate::{examples, hub, offline};
+
+/// What one stage will do.
+#[derive(Debug, Clone, Serialize)]
+pub struct StagePlan {
+    /// Name.
+    pub id: String,
+    /// Kind, as in the recipe.
+    pub kind: &'static str,
+    /// Named figures, in reading order.
+    pub figures: Vec<(&'static str, String)>,
+    /// The first training example in runs of equal loss weight.
+    pub example: Option<Vec<(String, f32)>>,
+    /// What a person should know: dropped and truncated rows by cause.
+    pub notes: Vec<String>,
+    /// Expected peak memory, bytes; absent where the model is not known yet.
+    pub memory: Option<u64>,
+}
+
+/// Plans every stage. Models are not loaded, only their configuration and tokenizer; data files are read.
+pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
+    let mut known = Known::of(recipe)?;
+    let mut plans = vec![];
+    for stage in &recipe.stage {
+        plans.push(match stage {
+            Stage::Tokenizer(s) => simple(&s.id, "tokenizer", vec![("vocabulary", s.vocab_size.to_string())]),
+            Stage::Init(s) => {
+                known.config = Some(s.shape.plain(known.vocabulary(recipe)));
+                let count = known.config.as_ref().map_or(0, Config::parameter_count);
+                simple(&s.id, "init", vec![("parameters", grouped(count))])
+            }
+            Stage::Offline(s) => offline(recipe, s, &known)?,
+            Stage::Online(s) => online(recipe, s, &known),
+            Stage::Evaluate(s) => simple(&s.id, "evaluate", vec![("tasks", (s.tasks.len() + recipe.eval_tasks().count()).to_string())]),
+        });
+    }
+    Ok(plans)
+}
+
+/// Every local path and `hf:` name that a recipe reads, with the place that names it.
+pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
+    let mut found = vec![];
+    for (role, spec) in [("policy", &recipe.model.policy), ("reference", &recipe.model.reference)] {
+        found.extend(spec.iter().filter_map(|s| s.path.clone()).map(|p| (format!("model.{role}"), p)));
+    }
+    for stage in &recipe.stage {
+        let at = format!("stage `{}`", stage.id());
+        let paths = match stage {
+            Stage::Tokenizer(s) => s.data.iter().flat_map(data_paths).collect(),
+            Stage::Init(s) => s.tokenizer.iter().cloned().collect(),
+            Stage::Offline(s) => s.data.iter().flat_map(data_paths).collect(),
+            Stage::Online(s) => s.tasks.iter().flat_map(|t| task_paths(&t.source)).collect(),
+            Stage::Evaluate(s) => s.tasks.iter().flat_map(eval_paths).collect::<Vec<_>>(),
+        };
+        found.extend(paths.into_iter().map(|p| (at.clone(), p)));
+    }
+    for (task, _) in recipe.eval_tasks() {
+        found.extend(eval_paths(task).into_iter().map(|p| (format!("task `{}`", task.id), p)));
+    }
+    found
+}
+
+fn data_paths(source: &DataSource) -> Vec<String> {
+    match source {
+        DataSource::File { path, .. } => vec![path.clone()],
+        DataSource::Tasks { tasks, .. } => task_paths(tasks),
+    }
+}
+
+fn task_paths(source: &temper_env::TaskSource) -> Vec<String> {
+    source.paths().into_iter().map(String::from).collect()
+}
+
+fn eval_paths(task: &EvalTask) -> Vec<String> {
+    match &task.source {
+        EvalSource::Tasks { tasks } => task_paths(tasks),
+        EvalSource::Nll { path, .. } => vec![path.clone()],
+    }
+}
+
+/// What is known of the model before it is loaded.
+struct Known {
+    config: Option<Config>,
+    tokenizer: Option<Tokenizer>,
+}
+
+impl Known {
+    fn of(recipe: &Recipe) -> Result<Self> {
+        let Some(path) = recipe.model.policy.as_ref().and_then(|p| p.path.as_ref()) else {
+            return Ok(Self { config: None, tokenizer: None });
+        };
+        let path = hub::local(path)?;
+        Ok(Self { config: Some(crate::run::load_config(&path)?), tokenizer: Some(crate::run::load_tokenizer(&path)?) })
+    }
+
+    fn vocabulary(&self, recipe: &Recipe) -> usize {
+        let trained = recipe.stage.iter().find_map(|s| match s {
+            Stage::Tokenizer(s) => Some(s.vocab_size),
+            _ => None,
+        });
+        trained.or(self.tokenizer.as_ref().map(Tokenizer::vocab_size)).unwrap_or(0)
+    }
+}
+
+impl Shape {
+    /// The shape as a configuration, for a vocabulary of `vocab_size` tokens.
+    pub fn plain(&self, vocab_size: usize) -> Config {
+        Config {
+            intermediate_size: self.intermediate_size,
+            num_key_value_heads: self.kv_heads.unwrap_or(self.heads),
+            max_position_embeddings: self.max_positions,
+            rope_theta: self.rope_theta,
+            ..Config::llama(vocab_size, self.hidden_size, self.layers, self.heads)
+        }
+    }
+
+    /// The configuration of a new model for a tokenizer.
+    pub fn config(&self, tokenizer: &Tokenizer) -> Result<Config> {
+        let config = Config {
+            bos_token_id: tokenizer.bos_id(),
+            eos_token_ids: tokenizer.eos_ids().to_vec(),
+            pad_token_id: tokenizer.pad_id(),
+            ..self.plain(tokenizer.vocab_size())
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+fn simple(id: &str, kind: &'static str, figures: Vec<(&'static str, String)>) -> StagePlan {
+    StagePlan { id: id.into(), kind, figures, example: None, notes: vec![], memory: None }
+}
+
+fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan> {
+    let Some(tokenizer) = &known.tokenizer else {
+        let steps = s.steps.map_or("as many as the epochs take".into(), |n| grouped(n as u64));
+        return Ok(simple(&s.id, "offline", vec![("optimiser steps", steps)]));
+    };
+    let rows = examples::prepare(s, tokenizer, temper_algo::split_seed(recipe.seed, &[]))?;
+    let tokens: usize = rows.rows.iter().map(|(_, r)| r.ids.len()).sum();
+    let supervised: usize = rows.rows.iter().map(|(_, r)| r.supervised()).sum();
+    let steps = offline::total_steps(s, &rows);
+    let mean = tokens as f64 / rows.rows.len().max(1) as f64;
+    let per_step = s.batch.examples.map_or_else(
+        || format!("at most {} tokens", grouped(s.batch.tokens.unwrap_or(0) as u64)),
+        |n| format!("{n} examples, about {} tokens", grouped((n as f64 * mean) as u64)),
+    );
+    let longest = rows.rows.iter().map(|(_, r)| r.ids.len()).max().unwrap_or(0);
+    let figures = vec![
+        ("examples", grouped(rows.rows.len() as u64)),
+        ("tokens in the data", grouped(tokens as u64)),
+        ("supervised", format!("{} ({:.1}%)", grouped(supervised as u64), 100.0 * supervised as f64 / tokens.max(1) as f64)),
+        ("longest example", format!("{longest} tokens")),
+        ("optimiser steps", grouped(steps as u64)),
+        ("a step", per_step),
+    ];
+    Ok(StagePlan {
+        example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
+        notes: examples::notes(s, &rows),
+        memory: known.config.as_ref().map(|c| memory(c, s.micro_tokens.max(longest), s.recompute, 0, 1)),
+        ..simple(&s.id, "offline", figures)
+    })
+}
+
+fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> StagePlan {
+    let completions = s.prompts_per_step * s.samples_per_prompt;
+    let updates = s.steps * s.inner_epochs * s.minibatches;
+    let most = (completions * s.sampling.max_tokens) as u64;
+    let mut figures = vec![
+        ("rounds", grouped(s.steps as u64)),
+        ("a round", format!("{} prompts x {} samples = {completions} completions", s.prompts_per_step, s.samples_per_prompt)),
+        ("prompts in all", grouped((s.steps * s.prompts_per_step) as u64)),
+        ("completions in all", grouped((s.steps * completions) as u64)),
+        ("optimiser steps", grouped(updates as u64)),
+        ("sampled tokens", format!("at most {} a round, {} in all", grouped(most), grouped(most * s.steps as u64))),
+    ];
+    let reference = s.objective.needs().contains(temper_algo::Needs::LOGP_REF);
+    let needs: Vec<&str> = s.objective.needs().names().collect();
+    figures.push(("the objective reads", if needs.is_empty() { "logp".into() } else { format!("logp, {}", needs.join(", ")) }));
+    if reference {
+        figures.push(("extra pass", "log-probabilities of the reference model".into()));
+    }
+    let _ = recipe;
+    // A group is never split, so the largest micro-batch holds at least one.
+    let group = s.max_prompt_tokens + s.samples_per_prompt * s.sampling.max_tokens;
+    let cached = s.max_batch.min(completions) * (s.max_prompt_tokens + s.sampling.max_tokens);
+    StagePlan {
+        memory: known
+            .config
+            .as_ref()
+            .map(|c| memory(c, s.micro_tokens.max(group), s.recompute, cached, 1 + usize::from(reference))),
+        ..simple(&s.id, "online", figures)
+    }
+}
+
+/// Bytes of training in f32: weights, gradients and two moments; activations of the largest micro-batch; a chunk of
+/// logits; key/value caches while sampling (after which training begins, so the larger of the two counts).
+pub fn memory(config: &Config, micro_tokens: usize, recompute: bool, cached_tokens: usize, models: usize) -> u64 {
+    let weights = 4 * config.parameter_count();
+    let (c, f) = (config.hidden_size, config.intermediate_size);
+    let q = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    // Kept for backward in a block: two residual inputs and their normed rows, q, k, v, attention's output, gate, up and
+    // their product.
+    let block = 4 * (4 * c + 2 * q + 2 * kv + 3 * f) as u64;
+    let layers = config.num_hidden_layers as u64;
+    let kept = if recompute { layers * 4 * c as u64 + block } else { layers * block };
+    let activations = micro_tokens as u64 * (kept + 16 * c as u64);
+    let cache = cached_tokens as u64 * config.kv_bytes_per_token();
+    let logits = 32 << 20;
+    weights * (3 + models as u64) + activations.max(cache) + logits
+}
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let head = digits.len() % 3;
+    let mut out = digits[..head].to_string();
+    for chunk in digits.as_bytes()[head..].chunks(3) {
+        if !out.is_empty() {
+            out.push(',');
+        }
+        out.extend(chunk.iter().map(|&b| b as char));
+    }
+    out
+}
+
+/// Whether every input of a recipe is there: `(place, name, problem)` for those that are not. `hf:` names outside the cache
+/// are "not local", which is no error.
+pub fn missing(recipe: &Recipe) -> Vec<Missing> {
+    let look = |(at, name): (String, String)| match hub::HubName::parse(&name) {
+        Some(Ok(hub)) => hub.cached().is_none().then(|| Missing { at, name, hub: true }),
+        Some(Err(_)) | None => (!Path::new(&name).exists()).then(|| Missing { at, name, hub: false }),
+    };
+    inputs(recipe).into_iter().filter_map(look).collect()
+}
+
+/// An input that is not on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    /// What names it.
+    pub at: String,
+    /// The path or `hf:` name.
+    pub name: String,
+    /// Whether it can be downloaded.
+    pub hub: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn thousands() {
+        assert_eq!([0, 7, 999, 1000, 1_234_567].map(grouped), ["0", "7", "999", "1,000", "1,234,567"]);
+    }
+}
