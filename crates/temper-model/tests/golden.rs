@@ -1,0 +1,65 @@
+//! Logits, loss and gradients against PyTorch in f64 (tests/golden/model.py).
+
+mod common;
+
+use common::{golden_dir, gradients, relative, values};
+use std::sync::Arc;
+use temper_format::{ArraySource, SafetensorsFile};
+use temper_model::{Attend, Batch, Model, ScoredSequence};
+use temper_tensor::{Cpu, HeadSpec, Ops, Segments, Tape};
+
+struct Golden {
+    model: Model,
+    file: SafetensorsFile,
+    ids: Vec<Vec<u32>>,
+    weights: Vec<Vec<f64>>,
+}
+
+fn golden(name: &str) -> Golden {
+    let dir = golden_dir(name);
+    let file = SafetensorsFile::open(dir.join("golden.safetensors")).unwrap();
+    let read = |key: &str, i: usize| file.read_f32(&format!("{key}.{i}")).unwrap();
+    let ids = (0..3).map(|i| read("ids", i).into_iter().map(|x| x as u32).collect()).collect();
+    let weights = (0..3).map(|i| read("weight", i).into_iter().map(f64::from).collect()).collect();
+    Golden { model: Model::load(&Cpu::new(), &dir).unwrap(), file, ids, weights }
+}
+
+/// Logits of every row of independent sequences.
+fn logits(model: &Model, ids: &[Vec<u32>]) -> Vec<f32> {
+    let ops = Cpu::new();
+    let segments = Arc::new(Segments::sequences(&ids.iter().map(Vec::len).collect::<Vec<_>>()).unwrap());
+    let tape = Tape::new(&ops, &model.params, false);
+    let hidden = model.hidden(&tape, &ids.concat(), Attend::Segments(&segments), false).unwrap();
+    let w = model.params.matrix("head", model.head()).unwrap();
+    ops.to_host(&ops.head_logits(hidden.tensor(), w).unwrap()).unwrap()
+}
+
+fn check(name: &str) {
+    let g = golden(name);
+    let expected: Vec<f32> = (0..3).flat_map(|i| g.file.read_f32(&format!("logits.{i}")).unwrap()).collect();
+    let error = relative(&logits(&g.model, &g.ids), &expected);
+    assert!(error < 2e-6, "{name}: logits {error:e}");
+
+    let sequences: Vec<ScoredSequence> =
+        g.ids.iter().zip(&g.weights).map(|(ids, scored)| ScoredSequence { ids, scored }).collect();
+    let (batch, weight) = Batch::sequences(&sequences).unwrap();
+    let (terms, grads) = gradients(&g.model, &batch, &weight, &HeadSpec::default(), false);
+    let loss: f64 = terms.logp.iter().zip(&weight).map(|(&l, w)| -w * f64::from(l)).sum();
+    let expected = f64::from(g.file.read_f32("loss").unwrap()[0]);
+    assert!((loss / expected - 1.0).abs() < 1e-6, "{name}: loss {loss}, expected {expected}");
+    for (id, param) in g.model.params.iter() {
+        let expected = g.file.read_f32(&format!("grad.{}", param.name)).unwrap();
+        let error = relative(&values(&grads, id), &expected);
+        assert!(error < 1e-5, "{name}: gradient of {} {error:e}", param.name);
+    }
+}
+
+#[test]
+fn llama_with_scaled_rope_and_tied_head_agrees_with_pytorch() {
+    check("llama");
+}
+
+#[test]
+fn mistral_with_wide_heads_and_own_head_agrees_with_pytorch() {
+    check("mistral");
+}
