@@ -12,9 +12,11 @@ mod forward;
 mod gather;
 mod rows;
 mod tiles;
+mod weights;
 
 pub(crate) use backward::{Saved, backward};
 pub(crate) use forward::{cached, forward};
+pub use weights::attention_weights;
 
 use crate::ops::AttnShape;
 

@@ -21,6 +21,19 @@
 //! # Ok(()) }
 //! ```
 //!
+//! | what | where |
+//! |---|---|
+//! | batch layout: packed sequences, shared prompts, trees | [`Segments`], [`Segment`] |
+//! | parameters and what they may be stored as | [`Params`], [`Weight`] (closed enum), [`Panels`] |
+//! | running and recording operations | [`Tape`], [`Var`]; [`Tape::checkpoint`] recomputes a block in backward |
+//! | activations at named points: capture, replace, inject | [`Tape::point`], [`Hooks`] |
+//! | parameter gradients: summed, or reduced per example | [`GradSink`], [`Grads`], [`Examples`] |
+//! | gradients of inputs (soft prompts) | [`Tape::input`], [`InputGrads`] |
+//! | head: log-probabilities without `[N, V]` logits | [`Ops::head_terms`], [`Ops::head_backward`], [`row_terms`] |
+//! | sampling | [`KvCache`], [`CacheSlot`], [`Tape::cached_attention`], [`Ops::head_logits`] |
+//! | optimiser step | [`adamw_step`], [`AdamState`], [`grad_norm`], [`clip_scale`] |
+//! | the device | [`Ops`] (one object-safe trait), [`Cpu`], [`Tensor`], [`Storage`] (closed enum) |
+//!
 //! Promises: one output element's order of additions depends on its own reduction length alone (never on the number of
 //! rows, their place, their neighbours or the number of threads), so that sampling and training agree bitwise. Tensor
 //! contents are reached through [`Ops`] alone, so that a second device is a second implementation of that trait.
@@ -42,6 +55,7 @@ mod segments;
 mod sink;
 mod tape;
 
+pub use attention::attention_weights;
 pub use buf::Buf;
 pub use cpu::Cpu;
 pub use error::{Error, Result};

@@ -94,6 +94,7 @@ impl AttnShape {
 pub struct RopeTable {
     inv_freq: Vec<f64>,
     factor: f64,
+    positions: usize,
     chunks: Vec<OnceLock<Box<[f32]>>>,
 }
 
@@ -104,7 +105,7 @@ impl RopeTable {
     /// (1 for most models), `max_positions` bounds the positions that may be asked for.
     pub fn new(inv_freq: Vec<f64>, factor: f64, max_positions: usize) -> Self {
         let chunks = (0..max_positions.div_ceil(Self::CHUNK)).map(|_| OnceLock::new()).collect();
-        Self { inv_freq, factor, chunks }
+        Self { inv_freq, factor, positions: max_positions, chunks }
     }
 
     /// D/2.
@@ -114,7 +115,7 @@ impl RopeTable {
 
     /// Number of positions available.
     pub fn max_positions(&self) -> usize {
-        self.chunks.len() * Self::CHUNK
+        self.positions
     }
 
     /// `[cosines D/2, sines D/2]` of one position.

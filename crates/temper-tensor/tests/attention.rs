@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Rng, assert_close, bits, host, tensor};
-use temper_tensor::{AttnSaved, AttnShape, CacheSlot, Cpu, KvCache, Ops, Segment, Segments, Tensor};
+use temper_tensor::{AttnSaved, AttnShape, CacheSlot, Cpu, KvCache, Ops, Segment, Segments, Tensor, attention_weights};
 
 /// q, k and v rows of one sequence.
 #[derive(Clone)]
@@ -303,6 +303,29 @@ fn forward_and_backward_match_the_scalar_reference() {
             }
         }
     }
+}
+
+#[test]
+fn attention_weights_give_the_output() {
+    let s = shapes()[1];
+    let segments = Segments::group(5, &[4, 70]).expect("valid");
+    let rows = Rows::random(3, segments.rows(), &s);
+    let [q, k, v] = rows.tensors(&s);
+    let (ops, width) = (Cpu::new(), widths(&s)[0]);
+    let out = train(&rows, &segments, &s);
+    for (segment, head) in [(0, 0), (1, 3), (2, 2)] {
+        let weights = attention_weights(&ops, &q, &k, &segments, &s, segment, head).expect("in range");
+        let chain: Vec<u32> = segments.chain_rows(segment).into_iter().flatten().map(|r| r as u32).collect();
+        let kv = head / 2 * s.head_dim;
+        let values = ops.gather_rows(&v, &chain).expect("rows");
+        let values = ops.slice(&values, 0..chain.len(), kv..kv + s.head_dim).expect("inside");
+        let got = host(&ops.matmul(&weights, &values).expect("fits"));
+        let at = head * s.head_dim;
+        let want: Vec<f32> =
+            segments.range(segment).flat_map(|r| out[r * width + at..][..s.head_dim].to_vec()).collect();
+        assert_close("weights", &got, &want, 2e-6);
+    }
+    assert!(attention_weights(&ops, &q, &k, &segments, &s, 3, 0).is_err());
 }
 
 #[test]

@@ -58,9 +58,9 @@ pub(crate) fn backward(
     for wave in pieces(segments, shape).chunks(WAVE) {
         let one =
             |piece: &Piece| piece_sums(saved, &Group::new(shape, piece.kv_head), columns(piece.kv_head), piece, dq);
-        let sums: Vec<Keys> = wave.par_iter().with_max_len(1).map(one).collect();
-        for (piece, keys) in wave.iter().zip(&sums) {
-            keys.add_to(&piece.chain, columns(piece.kv_head), dk, dv);
+        let sums: Vec<Sums> = wave.par_iter().with_max_len(1).map(one).collect();
+        for (piece, sums) in wave.iter().zip(&sums) {
+            sums.add_to(&piece.chain, columns(piece.kv_head), dk, dv);
         }
     }
 }
@@ -81,7 +81,7 @@ fn pieces(segments: &Segments, shape: &AttnShape) -> Vec<Piece> {
     pieces
 }
 
-fn piece_sums(saved: &Saved, group: &Group, at: KvColumns, piece: &Piece, dq: Shared) -> Keys {
+fn piece_sums(saved: &Saved, group: &Group, at: KvColumns, piece: &Piece, dq: Shared) -> Sums {
     let mut keys = Keys::new(saved, at, &piece.chain);
     let mut work = Work::new(group.d);
     for queries in piece.queries.cut(BLOCK) {
@@ -90,7 +90,7 @@ fn piece_sums(saved: &Saved, group: &Group, at: KvColumns, piece: &Piece, dq: Sh
             work.step(saved, group, queries, from..(from + PAIRS).min(pairs), &mut keys, dq);
         }
     }
-    keys
+    keys.sums
 }
 
 #[derive(Clone, Copy)]
@@ -105,6 +105,11 @@ struct Keys {
     key_panels: Buf,
     key_rows: Buf,
     value_panels: Buf,
+    sums: Sums,
+}
+
+/// Gradients of a chain's keys and values, one kv head, by position.
+struct Sums {
     dk: Buf,
     dv: Buf,
 }
@@ -113,14 +118,21 @@ impl Keys {
     fn new(saved: &Saved, at: KvColumns, chain: &[Range<usize>]) -> Self {
         let len: usize = chain.iter().map(Range::len).sum();
         let zeros = || Buf::zeros(padded(len, at.d));
-        let mut keys = Self { key_panels: zeros(), key_rows: zeros(), value_panels: zeros(), dk: zeros(), dv: zeros() };
+        let mut keys = Self {
+            key_panels: zeros(),
+            key_rows: zeros(),
+            value_panels: zeros(),
+            sums: Sums { dk: zeros(), dv: zeros() },
+        };
         let columns = |data| Columns { data, width: at.width, col: at.col, d: at.d };
         columns(saved.k).panels_into(chain, len, &mut keys.key_panels);
         columns(saved.k).rows_into(chain, len, &mut keys.key_rows);
         columns(saved.v).panels_into(chain, len, &mut keys.value_panels);
         keys
     }
+}
 
+impl Sums {
     /// Adds the gradients to the rows of the batch.
     fn add_to(&self, chain: &[Range<usize>], at: KvColumns, dk: &mut [f32], dv: &mut [f32]) {
         for (pos, row) in chain.iter().cloned().flatten().enumerate() {
@@ -216,8 +228,8 @@ impl Work {
             let n = TILE.min(depth - at);
             let to = block.start + at * d;
             let (p, ds) = (Left::columns(&self.p, BLOCK, at), Left::columns(&self.ds, BLOCK, at));
-            multiply(n, rows, p, Right::rows(&self.dy, d), &mut keys.dv[to..], d, true);
-            multiply(n, rows, ds, Right::rows(&self.q, d), &mut keys.dk[to..], d, true);
+            multiply(n, rows, p, Right::rows(&self.dy, d), &mut keys.sums.dv[to..], d, true);
+            multiply(n, rows, ds, Right::rows(&self.q, d), &mut keys.sums.dk[to..], d, true);
         }
         let key_rows = &keys.key_rows[block];
         for at in (0..rows).step_by(TILE) {
