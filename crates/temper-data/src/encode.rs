@@ -4,6 +4,7 @@ mod batch;
 mod turns;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::tokenizer::Pieces;
 use crate::{Conversation, Error, Example, Message, Payload, Tokenizer};
@@ -195,6 +196,9 @@ fn encode_chat(tokenizer: &Tokenizer, conversation: &Conversation, mask: MaskPol
             encoded.rewritten_turns += usize::from(weight > 0.0);
             continue;
         };
+        if weight > 0.0 && !writes_calls(&text[turn.start..end.at], &conversation.messages[turn.message]) {
+            return Err(Cause::Unrenderable("the chat template leaves out the tool calls of a turn".into()));
+        }
         encoded.weights[pieces.until(*first, end.at)].fill(weight);
         encoded.unlike_prompt += usize::from(weight > 0.0 && !turn.as_generated);
         encoded.endless_turns += usize::from(weight > 0.0 && !end.marked);
@@ -205,6 +209,16 @@ fn encode_chat(tokenizer: &Tokenizer, conversation: &Conversation, mask: MaskPol
     }
     encoded.ids = pieces.ids;
     Ok(encoded)
+}
+
+/// Whether the names of a message's tool calls, if it has any, are in the text of its turn. Templates that know no
+/// tools write an empty turn instead, which must not be learnt.
+fn writes_calls(text: &str, message: &Message) -> bool {
+    let calls = message.extra.get("tool_calls").and_then(Value::as_array);
+    calls.into_iter().flatten().all(|call| {
+        let name = call.get("function").unwrap_or(call).get("name").and_then(Value::as_str);
+        name.is_none_or(|name| text.contains(name))
+    })
 }
 
 fn unrenderable(error: Error) -> Cause {

@@ -30,6 +30,8 @@ pub struct Tokenizer {
     bos_id: Option<u32>,
     pad_id: Option<u32>,
     adds_bos: bool,
+    /// Bytes of the special tokens that are cut out of a text before anything else, by id.
+    anchors: BTreeMap<u32, usize>,
     /// Tokens of the guard `"\n"`, if the tokenizer treats the start of a text specially (see [`Pieces`]).
     guard: Option<Vec<u32>>,
     vocab_size: usize,
@@ -171,6 +173,11 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), starts))
     }
 
+    /// The length in bytes of a special token that separates what stands before it from what follows.
+    pub(crate) fn anchor_length(&self, id: u32) -> Option<usize> {
+        self.anchors.get(&id).copied()
+    }
+
     /// The guard text's tokens, if texts inside a document have to be encoded behind it.
     pub(crate) fn guard(&self) -> Option<&[u32]> {
         self.guard.as_deref()
@@ -191,9 +198,9 @@ impl Tokenizer {
         parts.stop_ids.iter().for_each(|id| push_new(&mut eos_ids, *id));
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         let specials = parts.specials;
-        let (config, guard) = (parts.config, None);
+        let (config, guard, anchors) = (parts.config, None, anchors(&inner));
         let mut tokenizer =
-            Self { inner, specials, templates, eos_ids, bos_id, pad_id, adds_bos, guard, vocab_size, config };
+            Self { inner, specials, templates, eos_ids, bos_id, pad_id, adds_bos, anchors, guard, vocab_size, config };
         tokenizer.guard = tokenizer.find_guard();
         tokenizer.add_end_of_turn();
         Ok(tokenizer)
@@ -224,6 +231,13 @@ impl Tokenizer {
             push_new(&mut self.eos_ids, *id);
         }
     }
+}
+
+/// Tokens that take no white space before them, need no word boundary and are matched in the raw text.
+fn anchors(inner: &Inner) -> BTreeMap<u32, usize> {
+    let added = inner.get_added_tokens_decoder();
+    let plain = added.into_iter().filter(|(_, token)| !token.lstrip && !token.single_word && !token.normalized);
+    plain.map(|(id, token)| (id, token.content.len())).collect()
 }
 
 fn push_new(ids: &mut Vec<u32>, id: u32) {

@@ -203,6 +203,19 @@ fn a_token_that_would_straddle_the_start_of_a_turn_is_cut() {
     assert_eq!(trained(&tokenizer, &encoded), ["word<|eot_id|>"]);
 }
 
+#[test]
+fn tool_calls_that_the_template_leaves_out_are_not_learnt_as_silence() {
+    let mut call = Message::assistant("");
+    call.extra.insert("tool_calls".into(), serde_json::json!([{"function": {"name": "look", "arguments": {}}}]));
+    let messages = vec![Message::user("a"), call];
+    let qwen = with_template("bytes", "qwen3");
+    let trained = trained(&qwen, &encoded(&qwen, messages.clone()));
+    assert!(trained[0].contains("<tool_call>\n{\"name\": \"look\""), "{trained:?}");
+    let chatml = with_template("bytes", "chatml");
+    let result = encode(&chatml, &chat(messages), MaskPolicy::Response, ROOM, Overflow::Drop);
+    assert!(matches!(result, Err(Cause::Unrenderable(why)) if why.contains("tool calls")));
+}
+
 fn content() -> impl Strategy<Value = String> {
     let part = prop::sample::select(vec![
         " ", "  ", "\n", "\n\n", "a", "the", "12", "3", "é", "日", "👍🏽", "ß", "<|", "|>", "im_end", "\t", "x y", "'s",

@@ -40,6 +40,9 @@ fn name(path: &Path) -> String {
 }
 
 pub(super) fn contents(path: &Path) -> Result<Contents, Error> {
+    if path.is_dir() {
+        return Err(Error::content(path, "a directory; expected one data file"));
+    }
     let name = name(path);
     let inner = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
     let extension = inner.rsplit_once('.').map_or("", |(_, extension)| extension);
@@ -62,9 +65,6 @@ pub(super) fn contents(path: &Path) -> Result<Contents, Error> {
 
 /// The decompressed bytes without a byte order mark. What the first bytes say wins over the name.
 fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
-    if path.is_dir() {
-        return Err(Error::content(path, "a directory; expected one data file"));
-    }
     let raw = fs::metadata(path).and_then(|_| head(path)).map_err(|e| Error::file(path, e))?;
     let name = name(path);
     let mut bytes = Vec::new();

@@ -100,6 +100,11 @@ fn guess(row: &Columns, format: &Format) -> Result<Shape, String> {
         return Ok(task(row, format));
     }
     let has = |column: &str| find(row, column).is_some();
+    if has("chosen") && has("rejected") || row.get("label").is_some_and(Value::is_boolean) || has("kto_tag") {
+        return Err("the rows compare or judge answers (chosen and rejected, or a label), which kind = auto does not \
+            train on; set kind to use their other columns alone"
+            .into());
+    }
     let shape = if let Some((prompt, completion)) = PAIR_COLUMNS.into_iter().find(|(p, c)| has(p) && has(c)) {
         Shape::Pair { prompt: prompt.to_owned(), completion: completion.to_owned() }
     } else if has("instruction") && has("output") {

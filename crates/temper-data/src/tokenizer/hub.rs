@@ -45,7 +45,7 @@ impl Tokenizer {
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<(), Error> {
         let dir = dir.as_ref();
         fs::create_dir_all(dir).map_err(|e| Error::file(dir, e))?;
-        let layout = self.inner.to_string(true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let layout = self.inner.to_string(false).map_err(|e| Error::Tokenizer(e.to_string()))?;
         atomic::write(dir.join("tokenizer.json"), layout.as_bytes())?;
         write_json(&dir.join("special_tokens_map.json"), &json!(self.specials))?;
         write_json(&dir.join("tokenizer_config.json"), &self.config_file())?;

@@ -26,14 +26,15 @@ impl Pieces {
         let mut cut = 0;
         let mut rest = encode(tokenizer, text, cut..text.len())?;
         for &turn in turns {
-            let prompt = encode(tokenizer, text, cut..turn)?;
-            let first = done.ids.len() + prompt.0.len();
-            if !rest.0.starts_with(&prompt.0) {
-                done.push(prompt);
-                cut = turn;
-                rest = encode(tokenizer, text, cut..text.len())?;
+            let clean = clean_start(tokenizer, text, cut..turn, &rest)?;
+            if let Some(first) = clean {
+                done.turns.push(done.ids.len() + first);
+                continue;
             }
-            done.turns.push(first);
+            done.push(encode(tokenizer, text, cut..turn)?);
+            done.turns.push(done.ids.len());
+            cut = turn;
+            rest = encode(tokenizer, text, cut..text.len())?;
         }
         done.push(rest);
         Ok(done)
@@ -45,14 +46,40 @@ impl Pieces {
         first..past.map_or(self.ids.len(), |past| first + past)
     }
 
-    fn push(&mut self, (ids, starts): (Vec<u32>, Vec<usize>)) {
+    fn push(&mut self, (ids, starts): Tokens) {
         self.ids.extend(ids);
         self.starts.extend(starts);
     }
 }
 
-/// Ids and starts (in the whole text) of one part of it.
-fn encode(tokenizer: &Tokenizer, text: &str, part: std::ops::Range<usize>) -> Result<(Vec<u32>, Vec<usize>), Error> {
+/// Ids and the byte in the whole text at which each token starts.
+type Tokens = (Vec<u32>, Vec<usize>);
+
+/// How many tokens of `rest` (the tokens from `prompt.start` on) are the prompt's, if they begin with exactly those.
+///
+/// What stands before a special token does not change with what follows it, so only the end of the prompt, from its
+/// last special token on, is encoded to find out.
+fn clean_start(
+    tokenizer: &Tokenizer,
+    text: &str,
+    prompt: std::ops::Range<usize>,
+    rest: &Tokens,
+) -> Result<Option<usize>, Error> {
+    let (ids, starts) = rest;
+    let within = starts.partition_point(|start| *start < prompt.end);
+    let anchor = (0..within).rev().find(|&i| {
+        let length = tokenizer.anchor_length(ids[i]);
+        length.is_some_and(|length| starts[i] + length <= prompt.end)
+    });
+    let (kept, end) = match anchor {
+        Some(i) => (i, tokenizer.encode(&text[starts[i]..prompt.end])?),
+        None => (0, encode(tokenizer, text, prompt)?.0),
+    };
+    Ok(ids[kept..].starts_with(&end).then_some(kept + end.len()))
+}
+
+/// The tokens of one part of the text.
+fn encode(tokenizer: &Tokenizer, text: &str, part: std::ops::Range<usize>) -> Result<Tokens, Error> {
     let base = part.start;
     let part = &text[part];
     if part.is_empty() {
