@@ -40,8 +40,13 @@ impl Batch {
         for s in sequences {
             if s.ids.len() != s.scored.len() {
                 let count = (s.scored.len(), s.ids.len());
-                return Err(temper_tensor::Error::Count { op: "batch", what: "weights", got: count.0, expected: count.1 }
-                    .into());
+                return Err(temper_tensor::Error::Count {
+                    op: "batch",
+                    what: "weights",
+                    got: count.0,
+                    expected: count.1,
+                }
+                .into());
             }
             let scored = || (1..s.ids.len()).filter(|&t| s.scored[t] != 0.0);
             // Row t predicts token t + 1, so the last scored token's own row is not needed.
@@ -146,8 +151,7 @@ mod tests {
         let groups = [(&[1, 2, 3][..], vec![&[4, 5, 6][..], &[7], &[], &[8, 9]]), (&[1], vec![&[2]])];
         let batch = Batch::groups(&groups).unwrap();
         assert_eq!(batch.ids, [1, 2, 3, 4, 5, 8, 1]);
-        let expected =
-            [segment(0, 3, None), segment(3, 2, Some(0)), segment(5, 1, Some(0)), segment(6, 1, None)];
+        let expected = [segment(0, 3, None), segment(3, 2, Some(0)), segment(5, 1, Some(0)), segment(6, 1, None)];
         assert_eq!(batch.segments.list(), expected);
         assert_eq!(batch.src, [2, 3, 4, 2, 2, 5, 6]);
         assert_eq!(batch.tgt, [4, 5, 6, 7, 8, 9, 2]);

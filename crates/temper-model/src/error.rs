@@ -63,7 +63,9 @@ pub enum Error {
         supported: String,
     },
     /// The weights do not fit in this machine's memory.
-    #[error("the model has {parameters} parameters, {needed} bytes in f32, but this machine has {available} bytes of memory")]
+    #[error(
+        "the model has {parameters} parameters, {needed} bytes in f32, but this machine has {available} bytes of memory"
+    )]
     TooLarge {
         /// Number of parameters by the configuration.
         parameters: u64,
@@ -124,7 +126,9 @@ pub enum Error {
         context: usize,
     },
     /// A token id is not in the vocabulary.
-    #[error("token id {id} is outside the model's vocabulary of {vocab_size}; does the tokenizer belong to this model?")]
+    #[error(
+        "token id {id} is outside the model's vocabulary of {vocab_size}; does the tokenizer belong to this model?"
+    )]
     TokenId {
         /// The id.
         id: u32,
@@ -148,7 +152,9 @@ pub enum Error {
         expected: &'static str,
     },
     /// The model produced numbers that are no probabilities.
-    #[error("the model's logits hold {value} at token {position} of a sequence; its weights are damaged or training diverged")]
+    #[error(
+        "the model's logits hold {value} at token {position} of a sequence; its weights are damaged or training diverged"
+    )]
     BadLogits {
         /// The value found.
         value: f32,
@@ -166,6 +172,7 @@ pub enum Error {
 }
 
 impl Error {
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and literals read better without `&`")]
     pub(crate) fn config(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
         Self::Config { field, found: found.to_string(), expected: expected.into() }
     }
@@ -180,7 +187,7 @@ impl Error {
         move |source| Self::In { path, source: Box::new(source) }
     }
 
-    pub(crate) fn json(path: &Path, why: impl ToString) -> Self {
+    pub(crate) fn json(path: &Path, why: &impl ToString) -> Self {
         Self::Json { path: path.to_path_buf(), why: why.to_string() }
     }
 }
@@ -192,8 +199,7 @@ fn listed(missing: &[String], unexpected: &[String]) -> String {
     let part = |what: &str, names: &[String]| {
         (!names.is_empty()).then(|| format!("{} {what}: {}", names.len(), first_few(names)))
     };
-    let parts: Vec<String> =
-        [part("missing", missing), part("unexpected", unexpected)].into_iter().flatten().collect();
+    let parts: Vec<String> = [part("missing", missing), part("unexpected", unexpected)].into_iter().flatten().collect();
     parts.join("; ")
 }
 

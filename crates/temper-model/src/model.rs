@@ -88,7 +88,9 @@ impl Model {
     pub fn frozen_copy(&self) -> Self {
         let mut copy = self.clone();
         let ids: Vec<ParamId> = copy.params.iter().map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| copy.params.get_mut(id).trainable = false);
+        for id in ids {
+            copy.params.get_mut(id).trainable = false;
+        }
         copy
     }
 
@@ -110,13 +112,7 @@ impl Model {
     ///
     /// With `recompute`, each block keeps only its input, and backward runs it again (gradient checkpointing). Points:
     /// `embed`, `layers.I.attn` and `layers.I.mlp` (what the two halves add to the residual stream), `layers.I`.
-    pub fn hidden<'a>(
-        &'a self,
-        tape: &Tape<'a>,
-        ids: &[u32],
-        attend: Attend<'_, '_>,
-        recompute: bool,
-    ) -> Result<Var> {
+    pub fn hidden<'a>(&'a self, tape: &Tape<'a>, ids: &[u32], attend: Attend<'_, '_>, recompute: bool) -> Result<Var> {
         self.check_ids(ids)?;
         let x = tape.embedding(self.embed, ids)?;
         let x = tape.point("embed", &x)?;

@@ -82,7 +82,8 @@ impl Config {
     /// Not JSON or a value of the wrong type; an architecture or feature that Temper does not compute, named; sizes
     /// that [`Config::validate`] refuses.
     pub fn from_json(text: &str) -> Result<Self> {
-        let parse = |why: serde_json::Error| Error::config("config.json", why, "the JSON of a Hugging Face model config");
+        let parse =
+            |why: serde_json::Error| Error::config("config.json", why, "the JSON of a Hugging Face model config");
         let raw: Raw = serde_json::from_str(text).map_err(parse)?;
         let config = raw.config()?;
         config.validate()?;

@@ -213,10 +213,11 @@ mod tests {
 
     #[test]
     fn hostile_sizes_are_errors_and_do_not_overflow() {
+        type Set = fn(&mut Config, usize);
         let good = Config::llama(97, 64, 2, 4);
         good.validate().unwrap();
         let huge = usize::MAX;
-        let cases: [(&str, fn(&mut Config, usize)); 8] = [
+        let cases: [(&str, Set); 8] = [
             ("vocab_size", |c, n| c.vocab_size = n),
             ("hidden_size", |c, n| c.hidden_size = n),
             ("intermediate_size", |c, n| c.intermediate_size = n),

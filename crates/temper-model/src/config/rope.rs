@@ -80,7 +80,8 @@ impl RopeScaling {
         };
         let plain = Self::Default.frequencies(theta, head_dim);
         let ratios = plain.iter().zip(rule.frequencies(theta, head_dim)).map(|(p, s)| p / s);
-        let fits = divisors.len() == plain.len() && ratios.zip(divisors).all(|(r, &d)| (r / d as f64 - 1.0).abs() < 1e-3);
+        let fits =
+            divisors.len() == plain.len() && ratios.zip(divisors).all(|(r, &d)| (r / d as f64 - 1.0).abs() < 1e-3);
         if fits {
             return Ok(rule);
         }

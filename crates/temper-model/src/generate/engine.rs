@@ -108,7 +108,11 @@ pub struct Engine<'e> {
 
 impl std::fmt::Debug for Engine<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Engine {{ rules: {:?}, max_batch: {}, prefill_rows: {} }}", self.rules, self.max_batch, self.prefill_rows)
+        write!(
+            f,
+            "Engine {{ rules: {:?}, max_batch: {}, prefill_rows: {} }}",
+            self.rules, self.max_batch, self.prefill_rows
+        )
     }
 }
 
@@ -293,9 +297,10 @@ impl<'r> Run<'r> {
         let rows: Vec<f32> = ready.iter().filter_map(|s| s.row()).flatten().copied().collect();
         let logits = self.engine.logits(&rows, ready.len())?;
         let width = self.engine.model.config.vocab_size;
-        ready.par_iter_mut().zip(logits.par_chunks_exact(width)).try_for_each(|(slot, logits)| {
-            slot.draw(logits, self.engine.rules)
-        })?;
+        ready
+            .par_iter_mut()
+            .zip(logits.par_chunks_exact(width))
+            .try_for_each(|(slot, logits)| slot.draw(logits, self.engine.rules))?;
         Ok(self.collect())
     }
 

@@ -57,7 +57,11 @@ impl Sampling {
             return fail("max_tokens", "0".into(), "at least 1");
         }
         if t == 0.0 && self.truncates() {
-            return fail("temperature", "0".into(), "above 0 where `top_k`, `top_p` or `min_p` is set, or none of them");
+            return fail(
+                "temperature",
+                "0".into(),
+                "above 0 where `top_k`, `top_p` or `min_p` is set, or none of them",
+            );
         }
         Ok(())
     }
@@ -263,7 +267,8 @@ mod tests {
 
     #[test]
     fn rules_out_of_range_are_named() {
-        let cases: [(fn(&mut Sampling), &str); 9] = [
+        type Set = fn(&mut Sampling);
+        let cases: [(Set, &str); 9] = [
             (|r| r.temperature = -1.0, "`temperature` is -1"),
             (|r| r.temperature = f32::NAN, "`temperature` is NaN"),
             (|r| r.temperature = f32::INFINITY, "`temperature` is inf"),

@@ -44,7 +44,9 @@ impl Session {
 
     /// Appends tokens that were not sampled here. Nothing is computed yet.
     pub fn push(&mut self, tokens: &[u32], author: Author) {
-        tokens.iter().for_each(|&token| self.append(token, author, 0.0));
+        for &token in tokens {
+            self.append(token, author, 0.0);
+        }
     }
 
     /// A second session with the same past.

@@ -64,7 +64,7 @@ fn read_config(dir: &Path) -> Result<Config> {
     let generation = dir.join("generation_config.json");
     if generation.exists() {
         let text = read_text(&generation)?;
-        config.add_generation_eos(&text).map_err(|why| Error::json(&generation, why))?;
+        config.add_generation_eos(&text).map_err(|why| Error::json(&generation, &why))?;
     }
     Ok(config)
 }
@@ -73,7 +73,8 @@ fn read_text(path: &Path) -> Result<String> {
     let unreadable = |source| Error::Unreadable { path: path.into(), source };
     let len = fs::metadata(path).map_err(unreadable)?.len();
     if len > MOST_CONFIG {
-        return Err(Error::json(path, format!("{len} bytes; a model's settings have at most {MOST_CONFIG}")));
+        let why = format!("{len} bytes; a model's settings have at most {MOST_CONFIG}");
+        return Err(Error::json(path, &why));
     }
     fs::read_to_string(path).map_err(unreadable)
 }

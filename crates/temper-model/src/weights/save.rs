@@ -25,7 +25,8 @@ impl Model {
         let dir = dir.as_ref();
         let name = torch_name(dtype)?;
         self.write_weights(ops, &dir.join("model.safetensors"), dtype)?;
-        let write = |file: &str, json: &serde_json::Value| atomic::write(dir.join(file), format!("{json:#}\n").as_bytes());
+        let write =
+            |file: &str, json: &serde_json::Value| atomic::write(dir.join(file), format!("{json:#}\n").as_bytes());
         write("generation_config.json", &self.config.to_generation_json())?;
         Ok(write("config.json", &self.config.to_json(name))?)
     }
