@@ -84,9 +84,9 @@ impl Error {
 }
 
 fn listing(first: &[(usize, String)], count: usize) -> String {
-    let mut text: String = first.iter().map(|(line, why)| format!("\n  row {line}: {why}")).collect();
+    let mut lines: Vec<String> = first.iter().map(|(line, why)| format!("\n  row {line}: {why}")).collect();
     if count > first.len() {
-        text.push_str(&format!("\n  ... and {} more", count - first.len()));
+        lines.push(format!("\n  ... and {} more", count - first.len()));
     }
-    text
+    lines.concat()
 }

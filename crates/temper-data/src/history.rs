@@ -119,8 +119,12 @@ mod tests {
         history.saw("a:1", 5);
         history.graded("a:1", 1, 4);
         history.graded("a:1", 2, 4);
-        [1.0, 2.0, f64::NAN].iter().for_each(|loss| history.lost("a:1", *loss));
-        [-1.0, 0.5].iter().for_each(|adv| history.advantage("a:1", *adv));
+        for loss in [1.0, 2.0, f64::NAN] {
+            history.lost("a:1", loss);
+        }
+        for adv in [-1.0, 0.5] {
+            history.advantage("a:1", adv);
+        }
         let record = history.get("a:1").unwrap();
         assert_eq!((record.seen, record.last_step, record.pass_rate()), (2, 5, Some(0.375)));
         assert_eq!((record.losses, record.mean_loss, record.mean_abs_adv), (2, 1.5, 0.75));

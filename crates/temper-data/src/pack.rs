@@ -22,7 +22,9 @@ pub fn pack(lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
         bins[bin].push(index);
         rooms.entry(room.saturating_sub(length)).or_default().insert(bin);
     }
-    bins.iter_mut().for_each(|bin| bin.sort_unstable());
+    for bin in &mut bins {
+        bin.sort_unstable();
+    }
     bins.sort_unstable();
     bins
 }

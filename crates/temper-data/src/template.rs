@@ -151,11 +151,11 @@ fn replace_mark(tag: &str) -> String {
 fn explain(error: &minijinja::Error) -> String {
     let mut text = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     if let Some(line) = error.line() {
-        text.push_str(&format!(" (line {line})"));
+        text.extend([" (line ", &line.to_string(), ")"]);
     }
     let mut cause = std::error::Error::source(error);
     while let Some(below) = cause {
-        text.push_str(&format!(": {below}"));
+        text.extend([": ", &below.to_string()]);
         cause = below.source();
     }
     text

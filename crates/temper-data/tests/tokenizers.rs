@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{golden, golden_tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use temper_data::{BpeOptions, Conversation, Message, Tokenizer, train_bpe};
+use temper_data::{BpeOptions, ChatTemplate, Conversation, Message, Tokenizer, train_bpe};
 use temper_format::{Gguf, GgufValue, write_gguf};
 
 const TEXTS: [&str; 9] = [
@@ -59,7 +59,7 @@ fn same(a: &Tokenizer, b: &Tokenizer) {
     }
     assert_eq!((a.eos_ids(), a.bos_id(), a.pad_id()), (b.eos_ids(), b.bos_id(), b.pad_id()));
     assert_eq!((a.vocab_size(), a.adds_bos()), (b.vocab_size(), b.adds_bos()));
-    assert_eq!(a.chat_template().map(|t| t.source()), b.chat_template().map(|t| t.source()));
+    assert_eq!(a.chat_template().map(ChatTemplate::source), b.chat_template().map(ChatTemplate::source));
 }
 
 #[test]

@@ -31,8 +31,12 @@ pub(super) struct Row {
 /// The file's name without its extensions.
 pub(super) fn stem(path: &Path) -> String {
     let name = name(path);
-    let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
-    name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_owned()
+    let inner = decompressed_name(&name);
+    inner.rsplit_once('.').map_or(inner, |(stem, _)| stem).to_owned()
+}
+
+fn decompressed_name(name: &str) -> &str {
+    name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name)
 }
 
 fn name(path: &Path) -> String {
@@ -44,7 +48,7 @@ pub(super) fn contents(path: &Path) -> Result<Contents, Error> {
         return Err(Error::content(path, "a directory; expected one data file"));
     }
     let name = name(path);
-    let inner = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
+    let inner = decompressed_name(&name);
     let extension = inner.rsplit_once('.').map_or("", |(_, extension)| extension);
     let is_text = match extension {
         "jsonl" | "ndjson" | "json" => false,
@@ -80,7 +84,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
         let decoder = zstd::Decoder::with_buffer(file);
         let result = decoder.and_then(|mut decoder| decoder.read_to_end(&mut bytes));
         result.map_err(read("truncated or corrupt zstd data"))?;
-    } else if (name.ends_with(".gz") || name.ends_with(".zst")) && !raw.is_empty() {
+    } else if decompressed_name(&name) != name && !raw.is_empty() {
         return Err(Error::content(path, "the name says compressed, but the data is neither gzip nor zstd"));
     } else {
         file.read_to_end(&mut bytes).map_err(|e| Error::file(path, e))?;
@@ -100,7 +104,7 @@ fn head(path: &Path) -> std::io::Result<Vec<u8>> {
 fn whole_text(path: &Path, bytes: Vec<u8>) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();
-        let line = 1 + e.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count();
+        let line = e.as_bytes()[..valid].split(|byte| *byte == b'\n').count();
         Error::content(path, format!("line {line} is not UTF-8; convert the file first"))
     })
 }

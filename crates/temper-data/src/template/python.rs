@@ -175,7 +175,7 @@ fn repr_string(text: &str) -> String {
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             c if c == quote => out.extend(['\\', c]),
-            c if c.is_control() => out.push_str(&format!("\\x{:02x}", c as u32)),
+            c if c.is_control() => out.extend(["\\x", &format!("{:02x}", c as u32)]),
             c => out.push(c),
         }
     }
@@ -214,6 +214,7 @@ struct Layout {
 }
 
 /// The `tojson` filter of transformers: `json.dumps(x, ensure_ascii=False, indent, separators, sort_keys)`.
+#[allow(clippy::needless_pass_by_value, reason = "minijinja hands filters their arguments by value")]
 pub(super) fn to_json(value: &Jinja, options: Kwargs) -> Result<Jinja, Error> {
     if value.is_undefined() {
         return Err(Error::new(ErrorKind::UndefinedError, "tojson of an undefined value"));
@@ -303,7 +304,7 @@ fn dump_string(text: &str, ascii: bool, out: &mut String) {
             '\t' => out.push_str("\\t"),
             '\u{8}' => out.push_str("\\b"),
             '\u{c}' => out.push_str("\\f"),
-            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c if c < ' ' => out.extend(["\\u", &format!("{:04x}", c as u32)]),
             c if ascii && !c.is_ascii() => {
                 out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
             }

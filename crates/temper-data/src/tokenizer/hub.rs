@@ -9,7 +9,7 @@ use temper_format::atomic;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::{Parts, Tokenizer};
-use crate::Error;
+use crate::{ChatTemplate, Error};
 
 /// The special tokens with a name of their own, as templates and transformers know them.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -49,8 +49,8 @@ impl Tokenizer {
         atomic::write(dir.join("tokenizer.json"), layout.as_bytes())?;
         write_json(&dir.join("special_tokens_map.json"), &json!(self.specials))?;
         write_json(&dir.join("tokenizer_config.json"), &self.config_file())?;
-        write_or_remove(&dir.join("chat_template.jinja"), self.templates.chat.as_ref().map(|t| t.source()))?;
-        let tool_use = self.templates.tool_use.as_ref().map(|t| t.source());
+        write_or_remove(&dir.join("chat_template.jinja"), self.templates.chat.as_ref().map(ChatTemplate::source))?;
+        let tool_use = self.templates.tool_use.as_ref().map(ChatTemplate::source);
         if tool_use.is_some() {
             let folder = dir.join("additional_chat_templates");
             fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;

@@ -78,10 +78,7 @@ pub fn train_bpe<T: AsRef<str> + Send>(
 
 fn pre_tokenizer(individual_digits: bool) -> PreTokenizerWrapper {
     let bytes = ByteLevel::new(false, false, true);
-    match individual_digits {
-        true => Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into(),
-        false => bytes.into(),
-    }
+    if individual_digits { Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into() } else { bytes.into() }
 }
 
 fn trainer(options: &BpeOptions) -> TrainerWrapper {
