@@ -12,7 +12,7 @@ mod pack;
 pub(crate) mod tile;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::isa::{Isa, isa};
 use crate::panels::{LANES, Panels};

@@ -91,6 +91,7 @@ macro_rules! multiversion {
 
         #[doc = concat!("[`", stringify!($name), "`] at a given level, which the processor must offer.")]
         #[inline]
+        #[allow(unsafe_code)] // calls a function compiled for instructions that were detected
         pub(crate) fn $at(isa: $crate::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {

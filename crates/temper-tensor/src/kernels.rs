@@ -1,5 +1,5 @@
-//! Elementwise and row kernels over slices. Outer functions share rows or columns out among threads; inner ones are
-//! compiled once per instruction-set level.
+//! Elementwise and row kernels over slices. Outer functions share rows out among threads; inner ones are compiled once
+//! per instruction-set level. No result depends on how the work was shared out.
 
 pub mod adamw;
 pub mod elementwise;
@@ -7,5 +7,6 @@ pub mod embed;
 pub mod glu;
 pub mod math;
 pub mod norm;
+pub(crate) mod par;
 pub mod reduce;
 pub mod rope;
