@@ -1,2 +1,32 @@
-//! The command line of Temper.
-fn main() {}
+//! The command line of Temper: the only crate that prints.
+//!
+//! `main` does three things: it runs the command, prints what went wrong with the way out, and chooses the exit code
+//! (0 done, 1 the user can mend it, 2 unexpected, 130 interrupted after a checkpoint).
+
+mod args;
+mod commands;
+mod failure;
+mod interrupt;
+mod machine;
+mod measured;
+mod output;
+mod progress;
+mod report;
+mod table;
+mod tasks;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use failure::Exit;
+
+fn main() -> ExitCode {
+    failure::report_panics();
+    let done = catch_unwind(AssertUnwindSafe(|| match args::Args::try_parse() {
+        Ok(args) => commands::run(args.command).unwrap_or_else(|error| failure::explain(&error)),
+        Err(usage) => failure::usage(&usage),
+    }));
+    done.unwrap_or(Exit::Unexpected).into()
+}

@@ -1,0 +1,205 @@
+//! What went wrong, the way out, and the exit code.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use crate::args::VERSION;
+use crate::output::{label, say};
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// All is done.
+    Done = 0,
+    /// The user can mend it.
+    User = 1,
+    /// A fault of Temper.
+    Unexpected = 2,
+    /// Stopped on request, after a checkpoint.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// A way out that a command adds to an error from below, as its outermost context.
+#[derive(Debug)]
+pub(crate) struct Hint(pub(crate) String);
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An error that the user can mend, with the way out.
+pub(crate) fn user(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    temper_train::Error::user(message, hint).into()
+}
+
+/// Prints an error with all its causes and hints, and says how to exit.
+pub(crate) fn explain(error: &anyhow::Error) -> Exit {
+    if reader_went_away(error) {
+        return Exit::Done;
+    }
+    let messages = messages(error);
+    say(&format!("{} {}", label("error"), messages[0]));
+    messages[1..].iter().for_each(|cause| say(&format!("  caused by: {cause}")));
+    let exit = exit(error);
+    hints(error, exit).iter().for_each(|hint| say(&format!("{} {hint}", label("hint"))));
+    exit
+}
+
+/// Prints clap's message: help and version are data, everything else is a mistake in the command line.
+pub(crate) fn usage(usage: &clap::Error) -> Exit {
+    let _ = usage.print();
+    if usage.use_stderr() { Exit::User } else { Exit::Done }
+}
+
+/// From now on a panic prints a short message that asks for a report.
+pub(crate) fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into());
+        let place = panic.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
+        say(&format!("{} temper {VERSION} stopped unexpectedly: {text}{place}", label("error")));
+        say(&format!("{} {}", label("hint"), please_report()));
+    }));
+}
+
+fn please_report() -> String {
+    format!(
+        "this is a fault of temper; please report it with the command line and this message at {}/issues",
+        env!("CARGO_PKG_REPOSITORY")
+    )
+}
+
+/// The chain of messages, outermost first. Some errors quote their source; what was said already is left out.
+fn messages(error: &anyhow::Error) -> Vec<String> {
+    let skip = usize::from(error.downcast_ref::<Hint>().is_some());
+    let mut said: Vec<String> = vec![];
+    for cause in error.chain().skip(skip) {
+        let text = cause.to_string();
+        if !said.iter().any(|s| s.contains(&text)) {
+            said.push(text);
+        }
+    }
+    if said.is_empty() { vec!["no message".into()] } else { said }
+}
+
+fn hints(error: &anyhow::Error, exit: Exit) -> Vec<String> {
+    let mut hints: Vec<String> = error.chain().filter_map(library_hint).collect();
+    hints.extend(error.downcast_ref::<Hint>().map(|hint| hint.0.clone()));
+    if hints.is_empty() {
+        hints.extend(error.chain().find_map(system_hint));
+    }
+    if exit == Exit::Unexpected {
+        hints.push(please_report());
+    }
+    hints
+}
+
+fn library_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    use temper_train::recipe::RecipeError;
+    if let Some(error) = cause.downcast_ref::<temper_train::Error>() {
+        return match error {
+            temper_train::Error::Recipe(recipe) => recipe_hint(recipe),
+            _ => error.hint().map(String::from),
+        };
+    }
+    cause.downcast_ref::<RecipeError>().and_then(recipe_hint)
+}
+
+fn recipe_hint(error: &temper_train::recipe::RecipeError) -> Option<String> {
+    use temper_train::recipe::RecipeError;
+    match error {
+        RecipeError::Read { source, .. } => Some(match source.kind() {
+            std::io::ErrorKind::IsADirectory => "name the recipe file itself".into(),
+            std::io::ErrorKind::InvalidData => "a recipe is a text file (TOML in UTF-8)".into(),
+            _ => "name a recipe file; those that come with temper lie in recipes/".into(),
+        }),
+        RecipeError::Toml { .. } => Some("mend the line that is named; a recipe is TOML (https://toml.io)".into()),
+        RecipeError::Shape { .. } => {
+            Some("`temper recipe schema` prints every key with its meaning and default".into())
+        }
+        RecipeError::Set { .. } => {
+            Some("for example --set seed=7, --set model.policy.path=DIR or --set stage.sft.steps=10".into())
+        }
+    }
+}
+
+/// For errors of the operating system that come without a hint of their own.
+fn system_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    use std::io::ErrorKind as Kind;
+    let hint = match cause.downcast_ref::<std::io::Error>()?.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => {
+            "free some space on the disk and go on with --resume; nothing that was complete is lost"
+        }
+        Kind::NotFound => "check the path",
+        Kind::PermissionDenied => "check the permissions of the file and its directory",
+        Kind::ReadOnlyFilesystem => "write to another place with --out",
+        _ => return None,
+    };
+    Some(hint.into())
+}
+
+/// Only the engine refuses for reasons that no user made.
+fn exit(error: &anyhow::Error) -> Exit {
+    let of_engine = |cause: &(dyn std::error::Error + 'static)| {
+        let wrapped = match cause.downcast_ref::<temper_train::Error>() {
+            Some(temper_train::Error::Tensor(error)) => Some(error),
+            Some(temper_train::Error::Model(temper_model::Error::Tensor(error))) => Some(error),
+            _ => None,
+        };
+        let wrapped = wrapped.or_else(|| match cause.downcast_ref::<temper_model::Error>() {
+            Some(temper_model::Error::Tensor(error)) => Some(error),
+            _ => None,
+        });
+        let error = wrapped.or_else(|| cause.downcast_ref::<temper_tensor::Error>());
+        error.is_some_and(|error| !matches!(error, temper_tensor::Error::Isa { .. }))
+    };
+    if error.chain().any(of_engine) { Exit::Unexpected } else { Exit::User }
+}
+
+fn reader_went_away(error: &anyhow::Error) -> bool {
+    let io = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    // Only our own writing to stdout arrives bare; a broken pipe to a reward command comes wrapped with its story.
+    error.root_cause().downcast_ref::<std::io::Error>().is_some() && error.chain().count() == 1 && error.chain().any(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_that_were_quoted_are_not_repeated() {
+        let io = || std::io::Error::other("no luck");
+        let quoted = temper_train::Error::io(std::path::Path::new("x"), io());
+        assert_eq!(messages(&quoted.into()), ["`x`: no luck"]);
+        let plain = anyhow::Error::from(io()).context("cannot do it");
+        assert_eq!(messages(&plain), ["cannot do it", "no luck"]);
+    }
+
+    #[test]
+    fn hints_of_commands_come_after_those_from_below() {
+        let error = user("bad", "do this").context(Hint("then that".into()));
+        assert_eq!(messages(&error), ["bad"]);
+        assert_eq!(hints(&error, Exit::User), ["do this", "then that"]);
+        assert_eq!(exit(&error), Exit::User);
+    }
+
+    #[test]
+    fn only_faults_of_the_engine_are_unexpected() {
+        let shape = || temper_tensor::Error::NotRecorded;
+        assert_eq!(exit(&temper_train::Error::from(shape()).into()), Exit::Unexpected);
+        let isa = temper_tensor::Error::Isa { value: "x".into(), expected: "avx2".into() };
+        assert_eq!(exit(&temper_train::Error::from(isa).into()), Exit::User);
+        assert!(reader_went_away(&std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()));
+    }
+}
