@@ -30,6 +30,11 @@ const ROW_BLOCK: usize = 264;
 /// Multiply-adds below which a second thread costs more than it brings.
 const FORK: usize = 1 << 18;
 
+/// Rows of the chunks into which `m` rows are best cut, when a chunk should have about `most` of them.
+pub(crate) fn even_rows(m: usize, most: usize) -> usize {
+    part(m, most, tile::ROWS.min(most))
+}
+
 /// `y = x w^T` (`y +=` when `acc`): `x [m, k]`, `w [n, k]`, `y [m, n]`, row-major.
 pub fn linear(x: &[f32], m: usize, w: &Panels, y: &mut [f32], acc: bool) {
     linear_at(isa(), x, m, w, y, acc);

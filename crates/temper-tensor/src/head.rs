@@ -1,13 +1,23 @@
 //! The language-model head: log-probabilities, log-sum-exp, entropy and argmax of the scored rows, and their gradient,
 //! without ever holding more than a chunk of rows of logits.
 
+mod row;
+
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
+
+use rayon::prelude::*;
 
 use crate::buf::Buf;
 use crate::error::{Error, Result};
-use crate::gemm::{linear, linear_dw, linear_dx};
-use crate::kernels::math;
+use crate::gemm::{self, linear, linear_dw, linear_dx};
+use crate::kernels::par;
+use crate::kernels::reduce::argmax;
 use crate::panels::Panels;
+
+pub use row::{RowStats, RowTerms, row_stats, row_terms};
 
 /// Floats of logits that are held at one time (32 MiB).
 const CHUNK_FLOATS: usize = 8 << 20;
@@ -53,82 +63,6 @@ pub struct HeadCoef {
     pub d_entropy: Option<Vec<f32>>,
 }
 
-/// What one row of logits says about one token. The sampler and the trainer both call [`row_terms`], so their
-/// log-probabilities agree bitwise.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowTerms {
-    /// Log-probability of the target.
-    pub logp: f32,
-    /// Log-sum-exp of the tempered logits.
-    pub lse: f32,
-    /// Largest tempered logit.
-    pub max: f32,
-    /// Entropy in nats.
-    pub entropy: f32,
-    /// Index of the first largest logit.
-    pub argmax: u32,
-}
-
-/// Normalisation of one row of logits, from which any token's log-probability follows.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowStats {
-    /// Largest tempered logit.
-    pub max: f32,
-    /// `ln(sum(exp(z - max)))`.
-    pub ln_sum: f64,
-    /// Entropy in nats.
-    pub entropy: f32,
-    inv_temperature: f32,
-}
-
-impl RowStats {
-    /// Log-sum-exp of the tempered logits.
-    pub fn lse(&self) -> f32 {
-        (f64::from(self.max) + self.ln_sum) as f32
-    }
-
-    /// Log-probability of a token of the row, given its logit (before temperature).
-    pub fn logp(&self, logit: f32) -> f32 {
-        (f64::from(logit * self.inv_temperature) - f64::from(self.max) - self.ln_sum) as f32
-    }
-}
-
-/// Normalises a row of logits divided by the temperature.
-pub fn row_stats(logits: &[f32], inv_temperature: f32) -> RowStats {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |m, l| m.max(l * inv_temperature));
-    let (mut sum, mut weighted) = (0.0_f64, 0.0_f64);
-    for l in logits {
-        let z = f64::from(l * inv_temperature - max);
-        sum += z.exp();
-        weighted += if z > -1e3 { z * z.exp() } else { 0.0 };
-    }
-    let ln_sum = sum.ln();
-    RowStats { max, ln_sum, entropy: (ln_sum - weighted / sum) as f32, inv_temperature }
-}
-
-/// Log-probability of `target` (below `logits.len()`), log-sum-exp, largest logit, entropy and argmax of one row.
-pub fn row_terms(logits: &[f32], target: u32, inv_temperature: f32) -> RowTerms {
-    let stats = row_stats(logits, inv_temperature);
-    RowTerms {
-        logp: stats.logp(logits[target as usize]),
-        lse: stats.lse(),
-        max: stats.max,
-        entropy: stats.entropy,
-        argmax: argmax(logits),
-    }
-}
-
-/// Index of the first largest value; 0 when all are NaN or there are none.
-pub fn argmax(row: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (i, v) in row.iter().enumerate() {
-        if *v > best.1 {
-            best = (i, *v);
-        }
-    }
-    best.0 as u32
-}
-
 /// `[m, V]` logits of `hidden [m, C]`.
 pub fn head_logits(hidden: &[f32], m: usize, w: &Panels, logits: &mut [f32]) {
     linear(hidden, m, w, logits, false);
@@ -158,17 +92,20 @@ pub fn head_backward(
 ) -> Result<HeadTerms> {
     let mut all = HeadTerms::empty(spec);
     let (c, v, per_row) = (w.k(), w.n(), spec.targets_per_row);
+    check_count("values of d_hidden", d_hidden.len(), m * c)?;
     for_chunks(hidden, m, w, targets, spec, |rows, logits, stats, targets, terms| {
         let coef = coef(rows.clone(), &terms);
         check_count("coefficients of logp", coef.d_logp.len(), rows.len() * per_row)?;
         if let Some(d) = &coef.d_entropy {
             check_count("coefficients of entropy", d.len(), rows.len())?;
         }
-        for (r, row) in logits.chunks_exact_mut(v).enumerate() {
-            let d_entropy = coef.d_entropy.as_ref().map_or(0.0, |d| d[r]);
-            let span = r * per_row..(r + 1) * per_row;
-            row_gradient(row, &stats[r], &targets[span.clone()], &coef.d_logp[span], d_entropy);
-        }
+        par::rows1(rows.len(), (logits, v), |part, logits| {
+            for (r, row) in part.zip(logits.chunks_exact_mut(v)) {
+                let d_entropy = coef.d_entropy.as_ref().map_or(0.0, |d| d[r]);
+                let span = r * per_row..(r + 1) * per_row;
+                stats[r].gradient(row, &targets[span.clone()], &coef.d_logp[span], d_entropy);
+            }
+        });
         linear_dx(logits, rows.len(), w, &mut d_hidden[rows.start * c..rows.end * c], false);
         if let Some(dw) = dw.as_deref_mut() {
             linear_dw(logits, &hidden[rows.start * c..rows.end * c], rows.len(), dw);
@@ -177,21 +114,6 @@ pub fn head_backward(
         Ok(())
     })?;
     Ok(all)
-}
-
-/// Replaces a row of logits by the loss's gradient with respect to them.
-fn row_gradient(row: &mut [f32], stats: &RowStats, targets: &[u32], d_logp: &[f32], d_entropy: f32) {
-    let inv_t = stats.inv_temperature;
-    let total: f32 = d_logp.iter().sum();
-    let shift = stats.max + stats.ln_sum as f32;
-    for l in row.iter_mut() {
-        let logp = *l * inv_t - shift;
-        let p = math::exp::<true>(logp);
-        *l = -inv_t * p * (total + d_entropy * (logp + stats.entropy));
-    }
-    for (t, d) in targets.iter().zip(d_logp) {
-        row[*t as usize] += inv_t * d;
-    }
 }
 
 impl HeadTerms {
@@ -215,7 +137,11 @@ fn check_count(what: &'static str, got: usize, expected: usize) -> Result<()> {
     if got == expected { Ok(()) } else { Err(Error::Count { op: "head", what, got, expected }) }
 }
 
-fn check(m: usize, w: &Panels, targets: &[u32], spec: &HeadSpec) -> Result<()> {
+fn check(hidden: &[f32], m: usize, w: &Panels, targets: &[u32], spec: &HeadSpec) -> Result<()> {
+    if w.n() == 0 {
+        return Err(Error::Value { op: "head", what: "vocabulary", got: "0".into(), expected: "at least 1 token" });
+    }
+    check_count("values of hidden", hidden.len(), m * w.k())?;
     let t = spec.temperature;
     if !(t > 0.0 && t.is_finite()) {
         let expected = "a positive finite number";
@@ -237,21 +163,30 @@ fn for_chunks(
     spec: &HeadSpec,
     mut each: impl FnMut(Range<usize>, &mut [f32], &[RowStats], &[u32], HeadTerms) -> Result<()>,
 ) -> Result<()> {
-    check(m, w, targets, spec)?;
-    let (c, v) = (w.k(), w.n());
-    let rows = (CHUNK_FLOATS / v.max(1)).clamp(1, m.max(1));
-    let mut logits = Buf::dirty(rows * v);
-    let inv_t = 1.0 / spec.temperature;
-    for start in (0..m).step_by(rows) {
+    check(hidden, m, w, targets, spec)?;
+    let (c, v, per_row) = (w.k(), w.n(), spec.targets_per_row);
+    let rows = gemm::even_rows(m, (CHUNK_FLOATS / v).max(1));
+    let mut logits = Buf::dirty(rows.min(m) * v);
+    for start in (0..m).step_by(rows.max(1)) {
         let range = start..(start + rows).min(m);
         let logits = &mut logits[..range.len() * v];
         head_logits(&hidden[range.start * c..range.end * c], range.len(), w, logits);
-        let targets = &targets[range.start * spec.targets_per_row..range.end * spec.targets_per_row];
-        let stats: Vec<_> = logits.chunks_exact(v).map(|row| row_stats(row, inv_t)).collect();
+        let targets = &targets[range.start * per_row..range.end * per_row];
+        let stats = all_stats(logits, v, 1.0 / spec.temperature);
         let terms = chunk_terms(logits, v, &stats, targets, spec);
         each(range, logits, &stats, targets, terms)?;
     }
     Ok(())
+}
+
+/// Rows of logits that are worth a task of their own.
+fn rows_per_task(v: usize) -> usize {
+    usize::div_ceil(1 << 14, v)
+}
+
+fn all_stats(logits: &[f32], v: usize, inv_temperature: f32) -> Vec<RowStats> {
+    let rows = logits.par_chunks_exact(v).with_min_len(rows_per_task(v));
+    rows.map(|row| row_stats(row, inv_temperature)).collect()
 }
 
 fn chunk_terms(logits: &[f32], v: usize, stats: &[RowStats], targets: &[u32], spec: &HeadSpec) -> HeadTerms {
@@ -259,10 +194,11 @@ fn chunk_terms(logits: &[f32], v: usize, stats: &[RowStats], targets: &[u32], sp
         let r = i / spec.targets_per_row;
         stats[r].logp(logits[r * v + *t as usize])
     };
+    let most_likely = || logits.par_chunks_exact(v).with_min_len(rows_per_task(v)).map(argmax).collect();
     HeadTerms {
         logp: targets.iter().enumerate().map(logp).collect(),
         lse: stats.iter().map(RowStats::lse).collect(),
         entropy: spec.entropy.then(|| stats.iter().map(|s| s.entropy).collect()),
-        argmax: spec.argmax.then(|| logits.chunks_exact(v).map(argmax).collect()),
+        argmax: spec.argmax.then(most_likely),
     }
 }
