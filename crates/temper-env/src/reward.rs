@@ -25,6 +25,8 @@ pub struct Transcript<'a> {
 
 /// One reward among several; the reward of a completion is the sum of `weight * value` over the parts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+// The kind refuses unknown keys when it is read; a flattened schema has to be told so.
+#[schemars(extend("unevaluatedProperties" = false))]
 pub struct RewardPart {
     /// Under which its values are logged (`rewards/<name>/mean`).
     pub name: String,
