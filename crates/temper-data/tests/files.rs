@@ -217,7 +217,8 @@ fn bad_lines_are_named_and_none_is_skipped() {
 #[test]
 fn broken_files_say_what_is_wrong() {
     let folder = Folder::new();
-    let long: String = (0..2000).map(|i| format!("{{\"text\":\"row {i}\"}}\n")).collect();
+    let long: Vec<String> = (0..2000).map(|i| format!("{{\"text\":\"row {i}\"}}\n")).collect();
+    let long = long.concat();
     let half = |bytes: Vec<u8>| bytes[..bytes.len() / 2].to_vec();
     for (name, bytes, part) in [
         ("a.jsonl.gz", half(gzip(long.as_bytes())), "truncated or corrupt gzip"),

@@ -202,6 +202,9 @@ fn broken_directories_say_what_is_wrong() {
     let whole = std::fs::read_to_string(golden("bytes").join("tokenizer.json")).unwrap();
     let half = altered("bytes", &[("tokenizer.json", json!(whole[..whole.len() / 2]))]);
     assert!(error(half.path()).contains("not a tokenizer.json"));
+    let mut layout: Value = serde_json::from_str(&whole).unwrap();
+    layout["added_tokens"][0]["id"] = json!(u32::MAX);
+    assert!(error(altered("bytes", &[("tokenizer.json", layout)]).path()).contains("id 4294967295"));
     let config = altered("bytes", &[("tokenizer_config.json", json!("[1]"))]);
     assert!(error(config.path()).contains("tokenizer_config.json"));
     let template = altered("bytes", &[("chat_template.jinja", json!("{% if %}"))]);

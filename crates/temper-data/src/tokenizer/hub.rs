@@ -16,6 +16,8 @@ const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 /// Keys of `tokenizer_config.json` that stay true when the tokenizer is written again.
 const KEPT: [&str; 5] =
     ["model_max_length", "padding_side", "truncation_side", "additional_special_tokens", "extra_special_tokens"];
+/// Far beyond any vocabulary.
+const LARGEST_ID: u64 = 1 << 30;
 const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 
 impl Tokenizer {
@@ -87,7 +89,14 @@ fn read_tokenizer(dir: &Path) -> Result<Inner, Error> {
         };
         return Err(Error::content(dir, why));
     };
-    Inner::from_bytes(bytes).map_err(|e| Error::content(path, format!("not a tokenizer.json: {e}")))
+    // In steps: the tokenizers library panics on some texts that are not JSON, and on ids at the end of their range.
+    let broken = |e: serde_json::Error| Error::content(&path, format!("not a tokenizer.json: {e}"));
+    let layout: Value = serde_json::from_slice(&bytes).map_err(broken)?;
+    let added = layout.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
+    if let Some(id) = added.filter_map(|token| token.get("id")?.as_u64()).find(|id| *id > LARGEST_ID) {
+        return Err(Error::content(path, format!("added token with id {id}; expected at most {LARGEST_ID}")));
+    }
+    serde_json::from_value(layout).map_err(broken)
 }
 
 /// The bytes of a file, `None` if there is none.
