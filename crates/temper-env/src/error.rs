@@ -32,7 +32,7 @@ pub enum Error {
         hint: String,
     },
     /// More rows are asked for than there are.
-    #[error("{} has {rows} rows, but `start = {start}` and `n = {n}` ask for {}: lower one of them", path.display(), start + n)]
+    #[error("{} has {rows} rows, but `start = {start}` and `n = {n}` ask for {}: lower one of them", path.display(), start.saturating_add(*n))]
     Subset {
         /// The file.
         path: PathBuf,

@@ -2,6 +2,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -318,5 +319,29 @@ fn subsets_are_deterministic_and_disjoint() {
     all.extend(rest);
     all.sort_unstable();
     assert_eq!(all, items);
-    assert!(Subset { path: "x", n: Some(usize::MAX), start: 5, shuffle_seed: None }.apply(items).is_err());
+    let huge = Subset { path: "x", n: Some(usize::MAX), start: 5, shuffle_seed: None }.apply(items).unwrap_err();
+    assert!(huge.to_string().contains("50 rows"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever a file holds, it is read or refused, and what was read can be validated.
+    #[test]
+    fn no_file_causes_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..40), text in "\\PC{0,12}", answer in "\\PC{0,12}|[-0-9.,/$% ]{0,6}") {
+        let folder = Folder::new();
+        let row = serde_json::json!({"prompt": text, "answer": answer, "why": format!("{text}{answer}"), "choices": [text, answer]});
+        let verifiers = ["exact'", "numeric'", "gsm8k'", "regex', pattern = '(.*)'", "label', labels = ['a', 'b']"];
+        for contents in [bytes.clone(), row.to_string().into_bytes(), [&[0x1f, 0x8b], &bytes[..]].concat(), [&[0x28, 0xb5, 0x2f, 0xfd], &bytes[..]].concat()] {
+            for name in ["a.jsonl", "a.json"] {
+                let path = folder.write(name, &contents);
+                for verifier in verifiers {
+                    let text = format!("kind = 'file'\npath = '{path}'\ndemonstration = 'why'\nverifier = {{ kind = '{verifier} }}");
+                    let _ = validate(&source(&text), 0, 9).map_err(|error| error.to_string());
+                }
+                let text = format!("kind = 'multiple_choice'\npath = '{path}'\nquestion = 'prompt'");
+                let _ = validate(&source(&text), 0, 9).map_err(|error| error.to_string());
+            }
+        }
+    }
 }
