@@ -22,6 +22,9 @@ pub use row::{RowStats, RowTerms, row_stats, row_terms};
 /// Floats of logits that are held at one time (32 MiB).
 const CHUNK_FLOATS: usize = 8 << 20;
 
+/// Logits that are worth a task of their own.
+const TASK: usize = 1 << 14;
+
 /// What is asked of the head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadSpec {
@@ -179,14 +182,12 @@ fn for_chunks(
     Ok(())
 }
 
-/// Rows of logits that are worth a task of their own.
-fn rows_per_task(v: usize) -> usize {
-    usize::div_ceil(1 << 14, v)
-}
-
 fn all_stats(logits: &[f32], v: usize, inv_temperature: f32) -> Vec<RowStats> {
-    let rows = logits.par_chunks_exact(v).with_min_len(rows_per_task(v));
-    rows.map(|row| row_stats(row, inv_temperature)).collect()
+    let stats = |row: &[f32]| row_stats(row, inv_temperature);
+    if logits.len() <= v.max(TASK) {
+        return logits.chunks_exact(v).map(stats).collect();
+    }
+    logits.par_chunks_exact(v).with_min_len(TASK.div_ceil(v)).map(stats).collect()
 }
 
 fn chunk_terms(logits: &[f32], v: usize, stats: &[RowStats], targets: &[u32], spec: &HeadSpec) -> HeadTerms {
@@ -194,7 +195,7 @@ fn chunk_terms(logits: &[f32], v: usize, stats: &[RowStats], targets: &[u32], sp
         let r = i / spec.targets_per_row;
         stats[r].logp(logits[r * v + *t as usize])
     };
-    let most_likely = || logits.par_chunks_exact(v).with_min_len(rows_per_task(v)).map(argmax).collect();
+    let most_likely = || logits.par_chunks_exact(v).with_min_len(TASK.div_ceil(v)).map(argmax).collect();
     HeadTerms {
         logp: targets.iter().enumerate().map(logp).collect(),
         lse: stats.iter().map(RowStats::lse).collect(),

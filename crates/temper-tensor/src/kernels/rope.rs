@@ -4,6 +4,7 @@
 
 use super::par;
 use crate::isa::multiversion;
+use crate::panels::LANES;
 
 /// All heads of one row; `sign` is 1, or -1 to rotate back.
 #[inline(always)]
@@ -11,10 +12,26 @@ fn row_body<const FMA: bool>(x: &[f32], d: usize, table: &[f32], sign: f32, y: &
     let (cos, sin) = table.split_at(d / 2);
     for (x, y) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)) {
         let ((a, b), (p, q)) = (x.split_at(d / 2), y.split_at_mut(d / 2));
-        for i in 0..d / 2 {
-            let s = sin[i] * sign;
-            p[i] = a[i] * cos[i] - b[i] * s;
-            q[i] = b[i] * cos[i] + a[i] * s;
+        // Blocks of fixed width, because half a head is shorter than the vector loop that the compiler would make.
+        let (a, a_rest) = a.as_chunks::<LANES>();
+        let (b, b_rest) = b.as_chunks::<LANES>();
+        let (p, p_rest) = p.as_chunks_mut::<LANES>();
+        let (q, q_rest) = q.as_chunks_mut::<LANES>();
+        let (cos, cos_rest) = cos.as_chunks::<LANES>();
+        let (sin, sin_rest) = sin.as_chunks::<LANES>();
+        for (((((p, q), a), b), cos), sin) in p.iter_mut().zip(q).zip(a).zip(b).zip(cos).zip(sin) {
+            let sin = sin.map(|s| s * sign);
+            for l in 0..LANES {
+                p[l] = a[l] * cos[l] - b[l] * sin[l];
+            }
+            for l in 0..LANES {
+                q[l] = b[l] * cos[l] + a[l] * sin[l];
+            }
+        }
+        for l in 0..a_rest.len() {
+            let sin = sin_rest[l] * sign;
+            p_rest[l] = a_rest[l] * cos_rest[l] - b_rest[l] * sin;
+            q_rest[l] = b_rest[l] * cos_rest[l] + a_rest[l] * sin;
         }
     }
 }
