@@ -124,6 +124,7 @@ impl Block {
         let layout = layout(cap);
         // SAFETY: the layout has a non-zero size.
         let raw = unsafe { alloc(layout) };
+        #[allow(clippy::cast_ptr_alignment)] // the layout asks for 64 bytes or more
         let Some(ptr) = NonNull::new(raw.cast::<f32>()) else { handle_alloc_error(layout) };
         advise_huge_pages(raw, layout.size());
         Self { ptr, cap, init: 0 }
@@ -279,7 +280,7 @@ mod tests {
     fn classes_waste_at_most_an_eighth() {
         for len in (1..100_000).step_by(37) {
             let c = class(len);
-            assert!(c >= len && c % 16 == 0 && (c - len <= 16 || c - len <= len / 8), "{len} -> {c}");
+            assert!(c >= len && c.is_multiple_of(16) && (c - len <= 16 || c - len <= len / 8), "{len} -> {c}");
             assert_eq!(class(c), c);
         }
     }

@@ -117,6 +117,7 @@ pub(crate) use multiversion;
 
 /// `a * b + c`, fused where the level has the instruction, else rounded twice.
 #[inline(always)]
+#[allow(clippy::inline_always)] // part of bodies that are compiled for every level
 pub(crate) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }

@@ -167,9 +167,9 @@ pub(super) fn column_strips(x: &[f32], depth: usize, k: usize) -> Buf {
                 // SAFETY: strip `first + s` has room for `depth` rows of 12 and belongs to this task.
                 unsafe {
                     let to = out.get().add(((first + s) * depth + r) * ROWS);
-                    match values.as_array::<ROWS>() {
-                        Some(whole) => *to.cast::<[f32; ROWS]>() = *whole,
-                        None => to.copy_from_nonoverlapping(values.as_ptr(), values.len()),
+                    match <&[f32; ROWS]>::try_from(values) {
+                        Ok(whole) => *to.cast::<[f32; ROWS]>() = *whole,
+                        Err(_) => to.copy_from_nonoverlapping(values.as_ptr(), values.len()),
                     }
                 }
             }

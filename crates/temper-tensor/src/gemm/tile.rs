@@ -1,5 +1,6 @@
 //! The micro-kernel that every product and attention share, for each instruction-set level.
 #![allow(unsafe_code)] // vector intrinsics on pointers with strides
+#![allow(clippy::needless_range_loop)] // loops over registers, which are named by row and panel
 
 use crate::isa::{Isa, isa};
 use crate::panels::LANES;

@@ -175,7 +175,8 @@ fn rows_without_coefficients_have_no_gradient() {
     let mut d_hidden = vec![1.0; 15];
     let mut coef = |rows: Range<usize>, _: &HeadTerms| HeadCoef { d_logp: vec![0.0; rows.len()], d_entropy: None };
     let spec = HeadSpec::default();
-    head_backward(&case.hidden, 3, &case.panels(), &case.targets, &spec, &mut coef, &mut d_hidden, None).expect("terms");
+    head_backward(&case.hidden, 3, &case.panels(), &case.targets, &spec, &mut coef, &mut d_hidden, None)
+        .expect("terms");
     assert!(d_hidden.iter().all(|d| *d == 0.0));
 }
 

@@ -83,11 +83,8 @@ pub fn fill(x: &mut [f32], value: f32) {
 /// `x[r] += bias` for rows of `bias.len()` values.
 pub fn add_bias(x: &mut [f32], bias: &[f32]) {
     let width = bias.len();
-    if width > 0 {
-        par::rows1(x.len() / width, (x, width), |_, x| {
-            x.chunks_exact_mut(width).for_each(|row| add_into_part(row, bias));
-        });
-    }
+    let rows = x.len().checked_div(width).unwrap_or(0);
+    par::rows1(rows, (x, width), |_, x| x.chunks_exact_mut(width).for_each(|row| add_into_part(row, bias)));
 }
 
 /// `db += sum over rows of dy`, rows in ascending order; rows have `db.len()` values.
@@ -152,7 +149,9 @@ mod tests {
         for isa in levels() {
             y.copy_from_slice(&a);
             add_scaled_part_at(isa, &mut y, &b, 0.3);
-            assert!((0..n).all(|i| (f64::from(y[i]) - f64::from(a[i]) - f64::from(0.3_f32) * f64::from(b[i])).abs() < 1e-7));
+            assert!(
+                (0..n).all(|i| (f64::from(y[i]) - f64::from(a[i]) - f64::from(0.3_f32) * f64::from(b[i])).abs() < 1e-7)
+            );
         }
     }
 

@@ -7,7 +7,7 @@ use super::par;
 use crate::isa::{mul_add, multiversion};
 
 /// `2 sqrt(2 / pi)`: gelu in its tanh form is `x * sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
-const TWO_ROOT: f32 = 1.595_769_1;
+const TWO_ROOT: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715;
 
 /// `x sigmoid(x)` and its derivative.

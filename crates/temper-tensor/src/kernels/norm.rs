@@ -146,7 +146,11 @@ mod tests {
         let len = if by_x { x.len() } else { w.len() };
         let at = |i: usize, h: f64| {
             let (mut x, mut w) = (x.to_vec(), w.to_vec());
-            if by_x { x[i] += h } else { w[i] += h }
+            if by_x {
+                x[i] += h;
+            } else {
+                w[i] += h;
+            }
             loss(&x, &w)
         };
         (0..len).map(|i| (at(i, h) - at(i, -h)) / (2.0 * h)).collect()

@@ -9,13 +9,14 @@ use rayon::prelude::*;
 /// Values of one output in one piece of work.
 const GRAIN: usize = 1 << 14;
 
-/// An output: rows of `width` values.
-pub(crate) type Out<'a> = (&'a mut [f32], usize);
+/// An output: the values and the width of a row.
+type Out<'a> = (&'a mut [f32], usize);
 
-/// Rows in one piece, or none when the work is not worth sharing.
-fn rows_per_piece(rows: usize, width: usize) -> Option<usize> {
-    let piece = (GRAIN / width.max(1)).max(1);
-    (rows > piece && rayon::current_num_threads() > 1).then_some(piece)
+/// Rows in one piece of outputs with these widths, or none when the work is not worth sharing.
+fn rows_per_piece(rows: usize, widths: &[usize]) -> Option<usize> {
+    let widest = widths.iter().copied().max().unwrap_or(0);
+    let piece = (GRAIN / widest.max(1)).max(1);
+    (rows > piece && !widths.contains(&0) && rayon::current_num_threads() > 1).then_some(piece)
 }
 
 fn range(piece: usize, per_piece: usize, rows: usize) -> Range<usize> {
@@ -23,23 +24,28 @@ fn range(piece: usize, per_piece: usize, rows: usize) -> Range<usize> {
 }
 
 /// Calls `f(rows, part of a)` for pieces of the `rows` rows of `a`.
-pub(crate) fn rows1(rows: usize, a: Out, f: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) {
-    let a = (&mut a.0[..rows * a.1], a.1);
-    match rows_per_piece(rows, a.1) {
-        None if rows > 0 => f(0..rows, a.0),
+pub(crate) fn rows1(rows: usize, (a, width): Out, f: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) {
+    let a = &mut a[..rows * width];
+    match rows_per_piece(rows, &[width]) {
+        None if rows > 0 => f(0..rows, a),
         None => {}
-        Some(n) => a.0.par_chunks_mut(n * a.1).enumerate().for_each(|(i, a)| f(range(i, n, rows), a)),
+        Some(n) => a.par_chunks_mut(n * width).enumerate().for_each(|(i, a)| f(range(i, n, rows), a)),
     }
 }
 
 /// [`rows1`] with two outputs.
-pub(crate) fn rows2(rows: usize, a: Out, b: Out, f: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync + Send) {
-    let (a, b) = ((&mut a.0[..rows * a.1], a.1), (&mut b.0[..rows * b.1], b.1));
-    match rows_per_piece(rows, a.1.max(b.1)) {
-        None if rows > 0 => f(0..rows, a.0, b.0),
+pub(crate) fn rows2(
+    rows: usize,
+    (a, a_width): Out,
+    (b, b_width): Out,
+    f: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync + Send,
+) {
+    let (a, b) = (&mut a[..rows * a_width], &mut b[..rows * b_width]);
+    match rows_per_piece(rows, &[a_width, b_width]) {
+        None if rows > 0 => f(0..rows, a, b),
         None => {}
         Some(n) => {
-            let pieces = a.0.par_chunks_mut(n * a.1).zip(b.0.par_chunks_mut(n * b.1));
+            let pieces = a.par_chunks_mut(n * a_width).zip(b.par_chunks_mut(n * b_width));
             pieces.enumerate().for_each(|(i, (a, b))| f(range(i, n, rows), a, b));
         }
     }
@@ -54,7 +60,7 @@ pub(crate) fn values3(
 ) {
     let len = a.len();
     assert!(b.len() == len && c.len() == len, "three outputs of {len} values");
-    match rows_per_piece(len, 1) {
+    match rows_per_piece(len, &[1]) {
         None => f(0..len, a, b, c),
         Some(n) => {
             let pieces = a.par_chunks_mut(n).zip(b.par_chunks_mut(n)).zip(c.par_chunks_mut(n));

@@ -141,6 +141,13 @@ mod tests {
         };
         assert!((run(1) - want).abs() < 1e-9 * want);
         assert!([2, 3].into_iter().all(|threads| run(threads).to_bits() == run(1).to_bits()));
-        assert_eq!(levels().iter().map(|isa| chunk_dot_at(*isa, &x[..999], &x[..999]).to_bits()).collect::<std::collections::BTreeSet<_>>().len(), 1);
+        assert_eq!(
+            levels()
+                .iter()
+                .map(|isa| chunk_dot_at(*isa, &x[..999], &x[..999]).to_bits())
+                .collect::<std::collections::BTreeSet<_>>()
+                .len(),
+            1
+        );
     }
 }

@@ -86,7 +86,8 @@ mod tests {
                 let want: Vec<f64> = (0..3 * d)
                     .map(|at| {
                         let (head, i) = (at / d * d, at % d);
-                        let other = if i < d / 2 { -f64::from(x[head + i + d / 2]) } else { f64::from(x[head + i - d / 2]) };
+                        let other =
+                            if i < d / 2 { -f64::from(x[head + i + d / 2]) } else { f64::from(x[head + i - d / 2]) };
                         let (cos, sin) = (f64::from(table[i % (d / 2)]), f64::from(table[d / 2 + i % (d / 2)]));
                         f64::from(x[at]) * cos + other * sin
                     })
