@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
-use temper_tensor::head::{RowStats, argmax, row_stats};
+use temper_tensor::head::{RowStats, row_stats};
+use temper_tensor::kernels::{math::exp_slice, reduce::argmax};
 
 /// How completions are drawn and when they end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -96,11 +97,11 @@ pub(crate) fn draw(logits: &[f32], rules: &Sampling, u: f64) -> Option<Draw> {
     if !(stats.max.is_finite() && stats.ln_sum.is_finite()) {
         return None;
     }
-    let row = Row { logits, stats, inv_t };
+    let row = || Row::new(logits, &stats, inv_t);
     let (token, lost_mass) = match (rules.temperature == 0.0, rules.truncates()) {
         (true, _) => (argmax(logits), 0.0),
-        (false, false) => (row.draw_whole(u), 0.0),
-        (false, true) => row.draw_cut(rules, u),
+        (false, false) => (row().draw_whole(u), 0.0),
+        (false, true) => row().draw_cut(rules, u),
     };
     Some(Draw { token, logp: stats.logp(logits[token as usize]), entropy: stats.entropy, lost_mass })
 }
@@ -113,54 +114,48 @@ pub(crate) fn uniform(seed: u64, index: usize) -> f64 {
     (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Logits with their normalisation.
+/// The weight `e^(z - max)` of every token, `z` the tempered logits; the largest is 1.
 struct Row<'a> {
     logits: &'a [f32],
-    stats: RowStats,
-    inv_t: f32,
+    weights: Vec<f32>,
+    total: f64,
 }
 
-impl Row<'_> {
-    /// `e^(z - max)`; the largest is 1.
-    fn weight(&self, logit: f32) -> f64 {
-        f64::from((logit * self.inv_t - self.stats.max).exp())
+impl<'a> Row<'a> {
+    fn new(logits: &'a [f32], stats: &RowStats, inv_t: f32) -> Self {
+        let mut weights: Vec<f32> = logits.iter().map(|l| l * inv_t - stats.max).collect();
+        exp_slice(&mut weights);
+        let total = weights.iter().map(|&w| f64::from(w)).sum();
+        Self { logits, weights, total }
     }
 
     /// Inverse of the distribution function, tokens in the order of their ids.
     fn draw_whole(&self, u: f64) -> u32 {
-        let total: f64 = self.logits.iter().map(|&l| self.weight(l)).sum();
-        let (mut left, mut last) = (u * total, 0);
-        for (i, &l) in self.logits.iter().enumerate() {
-            let w = self.weight(l);
-            // The last possible token stands in where rounding leaves a remainder.
-            if w > 0.0 {
-                last = i;
-            }
-            left -= w;
-            if left < 0.0 {
-                break;
-            }
-        }
-        last as u32
+        let mut left = u * self.total;
+        let hit = self.weights.iter().position(|&w| {
+            left -= f64::from(w);
+            left < 0.0
+        });
+        // The last possible token stands in where rounding leaves a remainder.
+        hit.or_else(|| self.weights.iter().rposition(|&w| w > 0.0)).unwrap_or(0) as u32
     }
 
     /// The same among the kept tokens, the most likely first; also the probability of the others.
     fn draw_cut(&self, rules: &Sampling, u: f64) -> (u32, f32) {
-        let total: f64 = self.logits.iter().map(|&l| self.weight(l)).sum();
-        let kept = self.kept(rules, total);
-        let kept_mass: f64 = kept.iter().map(|k| k.1).sum();
-        let mut left = u * kept_mass;
+        let kept = self.kept(rules);
+        let mass: f64 = kept.iter().map(|k| k.1).sum();
+        let mut left = u * mass;
         let hit = kept.iter().find(|k| {
             left -= k.1;
             left < 0.0
         });
         let token = hit.or(kept.last()).map_or(0, |k| k.0);
-        (token, (1.0 - kept_mass / total).max(0.0) as f32)
+        (token, (1.0 - mass / self.total).max(0.0) as f32)
     }
 
     /// The tokens that the rules keep with their weights, the most likely first, equal ones by id. At least one.
-    fn kept(&self, rules: &Sampling, total: f64) -> Vec<(u32, f64)> {
-        let mut kept = self.candidates(rules, total);
+    fn kept(&self, rules: &Sampling) -> Vec<(u32, f64)> {
+        let mut kept = self.candidates(rules);
         let by_rank = |a: &(u32, f64), b: &(u32, f64)| {
             let (x, y) = (self.logits[a.0 as usize], self.logits[b.0 as usize]);
             y.total_cmp(&x).then(a.0.cmp(&b.0))
@@ -171,13 +166,8 @@ impl Row<'_> {
         }
         kept.sort_unstable_by(by_rank);
         if let Some(p) = rules.top_p {
-            let mass: f64 = if rules.top_k.is_some() { kept.iter().map(|k| k.1).sum() } else { total };
-            let mut sum = 0.0;
-            let enough = kept.iter().position(|k| {
-                sum += k.1;
-                sum >= f64::from(p) * mass
-            });
-            kept.truncate(enough.map_or(kept.len(), |i| i + 1));
+            let mass = if rules.top_k.is_some() { kept.iter().map(|k| k.1).sum() } else { self.total };
+            kept.truncate(prefix(&kept, f64::from(p) * mass));
         }
         if let Some(p) = rules.min_p {
             let most = kept.first().map_or(0.0, |k| k.1);
@@ -187,14 +177,24 @@ impl Row<'_> {
     }
 
     /// Leaves out what `top_p` alone is sure to cut: the tokens below `(1 - p) / V` have less than `1 - p` together.
-    fn candidates(&self, rules: &Sampling, total: f64) -> Vec<(u32, f64)> {
+    fn candidates(&self, rules: &Sampling) -> Vec<(u32, f64)> {
         let floor = match (rules.top_p, rules.top_k) {
-            (Some(p), None) => (1.0 - f64::from(p)) * total / self.logits.len() as f64,
+            (Some(p), None) => (1.0 - f64::from(p)) * self.total / self.weights.len() as f64,
             _ => 0.0,
         };
-        let weighted = self.logits.iter().enumerate().map(|(i, &l)| (i as u32, self.weight(l)));
+        let weighted = self.weights.iter().enumerate().map(|(i, &w)| (i as u32, f64::from(w)));
         weighted.filter(|k| k.1 >= floor).collect()
     }
+}
+
+/// How many tokens, the first ones, reach the mass together.
+fn prefix(ranked: &[(u32, f64)], mass: f64) -> usize {
+    let mut sum = 0.0;
+    let enough = ranked.iter().position(|k| {
+        sum += k.1;
+        sum >= mass
+    });
+    enough.map_or(ranked.len(), |i| i + 1)
 }
 
 #[cfg(test)]
