@@ -70,7 +70,9 @@ impl RunDir {
                 "name another directory with --out",
             ));
         }
-        fs::create_dir_all(self.checkpoints()).map_err(|e| Error::io(&self.checkpoints(), e))
+        let make = |path: PathBuf| fs::create_dir_all(&path).map_err(|e| Error::io(&path, e));
+        make(self.checkpoints())?;
+        make(self.root.join("stages"))
     }
 
     /// Writes a JSON file whole or not at all.
