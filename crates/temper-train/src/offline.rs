@@ -209,7 +209,7 @@ mod tests {
         let cut = |lengths: &[usize], limit| micro_batches(lengths.iter().copied(), limit);
         assert_eq!(cut(&[3, 3, 3], 6), [0..2, 2..3]);
         assert_eq!(cut(&[9, 1, 1], 6), [0..1, 1..3]);
-        assert_eq!(cut(&[], 6), []);
+        assert!(cut(&[], 6).is_empty());
         assert_eq!(cut(&[1, 9], 6), [0..1, 1..2]);
     }
 }

@@ -1,0 +1,241 @@
+//! The two loops on a very small model, through whole runs: what must hold bit for bit, and what must be reported.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use temper_tensor::Cpu;
+use temper_train::recipe::{self, Recipe, Severity};
+use temper_train::run::{RunOptions, run};
+use temper_train::rundir::RunDir;
+use temper_train::watch::{Event, Silent, Stop, Watch};
+use temper_train::{Error, Outcome};
+
+/// A byte tokenizer, a random model of two blocks, a few steps of SFT, and three rounds of GRPO with a reward on which even a
+/// random model's groups differ.
+const RECIPE: &str = r#"
+name = "loops"
+seed = 3
+
+[[retain]]
+id = "copying"
+source = { kind = "tasks", tasks = { kind = "tiny_world", families = ["copying"], levels = [1], split = "test" } }
+n = 4
+max_tokens = 6
+
+[[stage]]
+id = "tokenizer"
+kind = "tokenizer"
+vocab_size = 259
+data = [{ kind = "tasks", tasks = { kind = "tiny_world", families = "all", levels = [1], split = "train" }, n = 20 }]
+
+[[stage]]
+id = "init"
+kind = "init"
+shape = { hidden_size = 32, layers = 2, heads = 2, kv_heads = 1, intermediate_size = 48, max_positions = 256 }
+
+[[stage]]
+id = "sft"
+kind = "offline"
+data = [{ kind = "tasks", tasks = { kind = "tiny_world", families = ["copying", "addition"], levels = [1], split = "train" }, n = 24 }]
+max_tokens = 128
+batch = { examples = 6 }
+steps = 4
+optimizer = { kind = "adamw", lr = 1e-3, weight_decay = 0.1 }
+schedule = { kind = "cosine", warmup_steps = 1 }
+checkpoint_every = 2
+
+[[stage]]
+id = "grpo"
+kind = "online"
+tasks = [{ source = { kind = "tiny_world", families = ["copying"], levels = [1], split = "train" } }]
+steps = 3
+prompts_per_step = 3
+samples_per_prompt = 4
+sampling = { temperature = 1.3, max_tokens = 9 }
+rewards = [
+  { name = "hex", kind = "format", pattern = "[0-9a-f]" },
+  { name = "correct", kind = "verifier", weight = 0.5 },
+]
+optimizer = { kind = "adamw", lr = 1e-3 }
+checkpoint_every = 2
+log_rollouts_every = 1
+"#;
+
+fn parsed(text: &str, sets: &[&str]) -> Recipe {
+    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+    let recipe = recipe::parse(text, Path::new("loops.toml"), &sets).unwrap();
+    let errors: Vec<_> = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    recipe
+}
+
+fn go(dir: &Path, sets: &[&str]) -> Result<Outcome, Error> {
+    run(&parsed(RECIPE, sets), &RunDir::at(dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new())
+}
+
+fn lines(dir: &Path, stage: &str) -> Vec<Value> {
+    let text = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let all = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    all.filter(|v| v["stage"] == stage).collect()
+}
+
+fn number(line: &Value, name: &str) -> f64 {
+    line[name].as_f64().unwrap_or_else(|| panic!("{name} is not in {line}"))
+}
+
+fn bits(dir: &Path, file: &str) -> Vec<u8> {
+    fs::read(dir.join(file)).unwrap()
+}
+
+fn same_run(a: &Path, b: &Path) {
+    for file in ["metrics.jsonl", "rollouts.jsonl", "ledger.json", "stages/sft/model.safetensors", "model/model.safetensors"] {
+        assert!(bits(a, file) == bits(b, file), "{file} differs");
+    }
+}
+
+fn fresh() -> (tempfile::TempDir, std::path::PathBuf) {
+    let base = tempfile::tempdir().unwrap();
+    let dir = base.path().join("run");
+    (base, dir)
+}
+
+#[test]
+fn the_first_ratio_is_exactly_one_whatever_the_micro_batches() {
+    for micro in ["stage.grpo.micro_tokens=30", "stage.grpo.micro_tokens=4096"] {
+        for recompute in ["stage.grpo.recompute=false", "stage.grpo.recompute=true"] {
+            let (_base, dir) = fresh();
+            assert_eq!(go(&dir, &[micro, recompute, "stage.grpo.max_batch=5"]).unwrap(), Outcome::Done);
+            let rounds = lines(&dir, "grpo");
+            assert_eq!(rounds.len(), 3);
+            for round in rounds {
+                assert_eq!((number(&round, "ratio/mean"), number(&round, "ratio/max")), (1.0, 1.0), "{round}");
+                assert_eq!(number(&round, "clip_ratio/region_mean"), 0.0);
+                assert!(number(&round, "grad_norm") > 0.0);
+                assert!((0.0..=1.0).contains(&number(&round, "rewards/hex/mean")), "{round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_second_pass_moves_the_ratio_away_from_one() {
+    let (_base, dir) = fresh();
+    go(&dir, &["stage.grpo.inner_epochs=2", "stage.grpo.minibatches=3", "stage.grpo.drop_constant_groups=false"]).unwrap();
+    assert!(lines(&dir, "grpo").iter().all(|r| number(r, "ratio/max") > 1.0));
+}
+
+#[test]
+fn the_kl_to_the_start_begins_at_zero_and_grows() {
+    let (_base, dir) = fresh();
+    let sets = [
+        "model.reference.policy_at=stage_start",
+        "stage.grpo.objective={kl={estimator={kind=\"k3\"},beta=0.1}}",
+    ];
+    go(&dir, &sets).unwrap();
+    let kl: Vec<f64> = lines(&dir, "grpo").iter().map(|r| number(r, "kl")).collect();
+    assert_eq!(kl[0], 0.0);
+    assert!(kl[1..].iter().all(|&k| k > 0.0), "{kl:?}");
+}
+
+#[test]
+fn micro_batches_do_not_change_the_gradient() {
+    let norms = |micro: &str| {
+        let (_base, dir) = fresh();
+        go(&dir, &[micro]).unwrap();
+        lines(&dir, "sft").iter().map(|l| (number(l, "loss"), number(l, "grad_norm"))).collect::<Vec<_>>()
+    };
+    for (a, b) in norms("stage.sft.micro_tokens=20").into_iter().zip(norms("stage.sft.micro_tokens=4096")) {
+        assert!((a.0 - b.0).abs() < 1e-6 && (a.1 - b.1).abs() < 1e-5 * a.1, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let at = |threads: usize| {
+        let (base, dir) = fresh();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| go(&dir, &[])).unwrap();
+        (base, dir)
+    };
+    let ((_a, one), (_b, three)) = (at(1), at(3));
+    same_run(&one, &three);
+}
+
+/// Asks the run to stop after a number of rounds.
+struct StopAfter<'a>(usize, &'a Stop);
+
+impl Watch for StopAfter<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Step { .. } = event {
+            self.0 = self.0.saturating_sub(1);
+            if self.0 == 0 {
+                self.1.request();
+            }
+        }
+    }
+}
+
+#[test]
+fn stopped_anywhere_and_resumed_a_run_ends_with_the_same_bits() {
+    let (_base, whole) = fresh();
+    go(&whole, &[]).unwrap();
+    let recipe = parsed(RECIPE, &[]);
+    for after in 1..7 {
+        let (_base, dir) = fresh();
+        let stop = Stop::new();
+        let options = RunOptions { resume: true, ..RunOptions::default() };
+        let first =
+            run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop).unwrap();
+        assert_eq!(first, Outcome::Interrupted, "after {after} rounds");
+        let second = run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
+        assert_eq!(second, Outcome::Done);
+        same_run(&whole, &dir);
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint() {
+    let (_base, dir) = fresh();
+    let error = go(&dir, &["stage.sft.optimizer.lr=1e30", "stage.sft.clip_norm=0", "stage.sft.schedule={kind=\"constant\"}"])
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("step 2 of stage `sft`") && text.contains("/L1/train/"), "{text}");
+    assert!(error.hint().unwrap().contains("checkpoint"));
+    assert!(dir.join("checkpoints/0002-00000000/manifest.json").is_file());
+}
+
+#[test]
+fn constant_groups_are_reported_and_take_no_step() {
+    let (_base, dir) = fresh();
+    go(&dir, &["stage.grpo.rewards=[{name=\"n\",kind=\"length\",max=1000}]"]).unwrap();
+    for round in lines(&dir, "grpo") {
+        assert_eq!((number(&round, "frac_reward_zero_std"), number(&round, "reward")), (1.0, 0.0));
+        assert!(round.get("loss").is_none());
+    }
+    assert!(bits(&dir, "stages/sft/model.safetensors") == bits(&dir, "stages/grpo/model.safetensors"));
+}
+
+#[test]
+fn a_directory_that_holds_a_run_is_not_overwritten() {
+    let (_base, dir) = fresh();
+    go(&dir, &["stage.grpo.steps=1"]).unwrap();
+    let again = go(&dir, &["stage.grpo.steps=1"]).unwrap_err();
+    assert!(again.hint().unwrap().contains("--resume"), "{again}");
+    let options = RunOptions { resume: true, ..RunOptions::default() };
+    let other = parsed(RECIPE, &["seed=4"]);
+    let other = run(&other, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap_err();
+    assert!(other.to_string().contains("seed = 4"), "{other}");
+}
+
+#[test]
+fn the_ledger_holds_every_task_after_every_training_stage() {
+    let (_base, dir) = fresh();
+    go(&dir, &[]).unwrap();
+    let ledger: Value = serde_json::from_slice(&bits(&dir, "ledger.json")).unwrap();
+    assert_eq!(ledger["stages"], serde_json::json!(["sft", "grpo"]));
+    let cells = ledger["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 2);
+    assert!(cells.iter().all(|c| c["n"] == 4 && c["low"].as_f64() <= c["accuracy"].as_f64()));
+    assert_eq!(cells[1]["change"]["against"], "sft");
+}
