@@ -87,7 +87,10 @@ fn norm(c: &mut Criterion) {
 }
 
 fn settings() -> Criterion {
-    Criterion::default().sample_size(20).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2))
+    Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(2))
 }
 
 criterion_group! { name = benches; config = settings(); targets = products, decoding, head, norm }

@@ -28,7 +28,9 @@ const WIDTH: usize = 2 * LANES;
 /// Rows of the left operand that are kept in the second-level cache: with `DEPTH` steps, 396 KiB.
 const ROW_BLOCK: usize = 264;
 /// Multiply-adds below which a second thread costs more than it brings.
-const FORK: usize = 1 << 18;
+const FORK: usize = 1 << 20;
+/// Rows whose multiply-adds take as long as fetching the weights; fewer rows take no less time.
+const FETCH_ROWS: usize = 8;
 
 /// Rows of the chunks into which `m` rows are best cut, when a chunk should have about `most` of them.
 pub(crate) fn even_rows(m: usize, most: usize) -> usize {

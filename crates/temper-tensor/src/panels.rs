@@ -1,10 +1,15 @@
 //! Weight matrices in panels: `[ceil(n / 16)][k][16]`, the one layout that forward, both backward products, decoding
 //! and the optimiser read.
 
+use rayon::prelude::*;
+
 use crate::buf::Buf;
 
 /// Rows of the matrix that lie side by side in one panel.
 pub const LANES: usize = 16;
+
+/// Columns of a panel that are worth a task of their own.
+const TASK: usize = 1 << 12;
 
 /// A matrix `[n, k]` (n outputs, k inputs) in 16-row panels; the lanes past row n hold zeros and stay zero.
 #[derive(Debug, Clone)]
@@ -25,7 +30,12 @@ impl Panels {
         assert_eq!(rows.len(), n * k, "a matrix [{n}, {k}] has {} values", n * k);
         let mut panels = Self::zeros(n, k);
         if k > 0 {
-            rows.chunks_exact(k).enumerate().for_each(|(i, row)| panels.set_row(i, row));
+            let panels = panels.data.par_chunks_exact_mut(LANES * k).zip(rows.par_chunks(LANES * k));
+            panels.with_min_len(TASK.div_ceil(k)).for_each(|(panel, rows)| {
+                for (lane, row) in rows.chunks_exact(k).enumerate() {
+                    panel.chunks_exact_mut(LANES).zip(row).for_each(|(lanes, x)| lanes[lane] = *x);
+                }
+            });
         }
         panels
     }
@@ -34,7 +44,8 @@ impl Panels {
     pub fn to_rows(&self) -> Vec<f32> {
         let mut rows = vec![0.0; self.n * self.k];
         if self.k > 0 {
-            rows.chunks_exact_mut(self.k).enumerate().for_each(|(i, row)| self.row(i, row));
+            let tasks = rows.par_chunks_exact_mut(self.k).enumerate().with_min_len(LANES * TASK.div_ceil(self.k));
+            tasks.for_each(|(i, row)| self.row(i, row));
         }
         rows
     }

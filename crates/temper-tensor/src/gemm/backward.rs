@@ -23,7 +23,9 @@ pub(super) fn dx(isa: Isa, dy: &[f32], m: usize, w: &Panels, dx: &mut [f32], acc
                 let columns = from..(from + WIDTH).min(columns.end);
                 pack::transpose(isa, w, depth.clone(), columns.clone(), &mut packed);
                 let b = [packed.as_ptr(), if columns.len() > LANES { packed[LANES..].as_ptr() } else { ptr::null() }];
-                for row in rows.clone().step_by(ROWS) {
+                let ahead = pack::Ahead::new(w, depth.clone(), columns.end, rows.len().div_ceil(ROWS));
+                for (strip, row) in rows.clone().step_by(ROWS).enumerate() {
+                    ahead.fetch(strip);
                     let (a, a_row, a_k) = left.at(row, start);
                     let (count, acc) = (ROWS.min(rows.end - row), acc || start > 0);
                     let depth = depth.len();

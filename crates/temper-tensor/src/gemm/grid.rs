@@ -7,7 +7,7 @@ use std::ptr;
 use rayon::prelude::*;
 
 use super::tile::{ROWS, Tile, tile_at};
-use super::{FORK, ROW_BLOCK, WIDTH, pack};
+use super::{FETCH_ROWS, FORK, ROW_BLOCK, WIDTH, pack};
 use crate::buf::Buf;
 use crate::isa::Isa;
 use crate::panels::LANES;
@@ -60,7 +60,7 @@ impl Grid {
         // At least four tasks a thread, so that none waits long for the last.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(m.div_ceil(height));
         let tiles = (n.div_ceil(WIDTH) / wanted).clamp(1, MOST_TILES);
-        Self { m, n, height, width: tiles * WIDTH, work: m * n * depth }
+        Self { m, n, height, width: tiles * WIDTH, work: m.max(FETCH_ROWS) * n * depth }
     }
 
     /// Calls `task(rows, columns)` for every part.

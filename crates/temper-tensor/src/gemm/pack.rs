@@ -27,6 +27,45 @@ pub(super) fn transpose(isa: Isa, w: &Panels, rows: Range<usize>, columns: Range
     }
 }
 
+/// Brings the block of w that [`transpose`] will read next closer, a share of it before each strip of rows: the block
+/// lies in short runs that the processor does not foresee.
+pub(super) struct Ahead<'a> {
+    w: &'a [f32],
+    /// Floats from one panel to the next.
+    stride: usize,
+    /// Cache lines per panel, over all panels, and per strip.
+    lines: usize,
+    total: usize,
+    share: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// For rows `rows` and the tile of columns that starts at `column`, if there is one, fetched over `strips` strips.
+    pub(super) fn new(w: &'a Panels, rows: Range<usize>, column: usize, strips: usize) -> Self {
+        let (k, panels) = (w.k(), rows.start / LANES..rows.end.div_ceil(LANES));
+        let lines = WIDTH.min(k - column);
+        let total = lines * panels.len();
+        let from = (panels.start * k + column) * LANES;
+        Self { w: w.data().get(from..).unwrap_or(&[]), stride: k * LANES, lines, total, share: total.div_ceil(strips) }
+    }
+
+    pub(super) fn fetch(&self, strip: usize) {
+        for line in strip * self.share..((strip + 1) * self.share).min(self.total) {
+            prefetch(self.w, line / self.lines * self.stride + line % self.lines * LANES);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn prefetch(values: &[f32], at: usize) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: a prefetch reads nothing that the program can see, and no address makes it fail.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().wrapping_add(at).cast()) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch(_values: &[f32], _at: usize) {}
+
 fn corner(from: &[f32], columns: usize, out: &mut [f32]) {
     for (c, lanes) in from.chunks_exact(LANES).take(columns).enumerate() {
         for (j, value) in lanes.iter().enumerate() {

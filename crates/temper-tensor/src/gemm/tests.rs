@@ -36,6 +36,9 @@ const SHAPES: [(usize, usize); 12] = [
     (33, 520),
 ];
 
+/// Rows of the left operand lie a multiple of 4 KiB apart, in one product or the other.
+const COLLIDING: [(usize, usize); 2] = [(130, 1024), (2048, 129)];
+
 fn reference(x: &[f32], m: usize, w: &[f32], n: usize, k: usize, y: &[f32]) -> Vec<f64> {
     let dot = |r: usize, j: usize| -> f64 {
         (0..k).map(|i| f64::from(x[r * k + i]) * f64::from(w[j * k + i])).sum::<f64>() + f64::from(y[r * n + j])
@@ -105,7 +108,7 @@ fn weight_gradient_agrees_with_f64_and_keeps_padding_zero() {
 fn rows_do_not_depend_on_their_batch() {
     let most = 65;
     for isa in levels() {
-        for (n, k) in SHAPES.into_iter().chain([(960, 576), (576, 1536), (49_152 / 16, 64)]) {
+        for (n, k) in SHAPES.into_iter().chain([(960, 576), (576, 1536), (49_152 / 16, 64)]).chain(COLLIDING) {
             let (x, w) = (random(most * k, 5), random(n * k, 6));
             let panels = Panels::from_rows(&w, n, k);
             let mut whole = vec![0.0; most * n];
@@ -125,7 +128,7 @@ fn rows_do_not_depend_on_their_batch() {
 fn input_gradient_rows_do_not_depend_on_their_batch() {
     let most = 65;
     for isa in levels() {
-        for (n, k) in SHAPES {
+        for (n, k) in SHAPES.into_iter().chain(COLLIDING) {
             let (dy, w) = (random(most * n, 5), random(n * k, 6));
             let panels = Panels::from_rows(&w, n, k);
             let mut whole = vec![0.0; most * k];
@@ -154,6 +157,36 @@ fn weight_gradient_of_parts_adds_up_to_the_same_bits() {
                 assert_eq!(parts.data(), whole.data(), "{isa:?} cut at {cut} of [{n}, {k}]");
             }
         }
+    }
+}
+
+#[test]
+fn colliding_strides_agree_with_f64() {
+    for (n, k) in COLLIDING {
+        let m = 37;
+        let (x, dy, w) = (random(m * k, 1), random(m * n, 2), random(n * k, 3));
+        let panels = Panels::from_rows(&w, n, k);
+        let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
+        linear(&x, m, &panels, &mut y, false);
+        linear_dx(&dy, m, &panels, &mut dx, false);
+        assert!(distance(&y, &reference(&x, m, &w, n, k, &vec![0.0; m * n])) < 1e-5, "[{n}, {k}]");
+        let want = reference(&dy, m, &transposed(&w, n, k), k, n, &vec![0.0; m * k]);
+        assert!(distance(&dx, &want) < 1e-5, "[{n}, {k}]");
+    }
+}
+
+#[test]
+fn blocks_of_rows_do_not_change_bits() {
+    let (m, n, k) = (ROW_BLOCK * 2 + 7, 70, 90);
+    let (x, dy, w) = (random(m * k, 1), random(m * n, 2), Panels::from_rows(&random(n * k, 3), n, k));
+    let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
+    linear(&x, m, &w, &mut y, false);
+    linear_dx(&dy, m, &w, &mut dx, false);
+    for r in [0, ROW_BLOCK - 1, ROW_BLOCK, ROW_BLOCK + 1, m - 1] {
+        let (mut y1, mut dx1) = (vec![0.0; n], vec![0.0; k]);
+        linear(&x[r * k..(r + 1) * k], 1, &w, &mut y1, false);
+        linear_dx(&dy[r * n..(r + 1) * n], 1, &w, &mut dx1, false);
+        assert_eq!((&y1[..], &dx1[..]), (&y[r * n..(r + 1) * n], &dx[r * k..(r + 1) * k]), "row {r}");
     }
 }
 
