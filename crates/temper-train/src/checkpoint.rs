@@ -155,8 +155,7 @@ fn names(dir: &RunDir) -> Result<Vec<String>> {
         Err(e) => return Err(Error::io(&path, e)),
     };
     let named = |n: &String| n.len() == 13 && n.bytes().all(|b| b.is_ascii_digit() || b == b'-');
-    let mut names: Vec<String> =
-        entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(named).collect();
+    let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).filter(named).collect();
     names.sort();
     Ok(names)
 }

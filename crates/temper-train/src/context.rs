@@ -78,9 +78,9 @@ impl<'a> Context<'a> {
 
     /// The run's tokenizer.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer
-            .as_ref()
-            .ok_or_else(|| Error::user("the run has no tokenizer yet", "put a `tokenizer` stage first, or name a model"))
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::user("the run has no tokenizer yet", "put a `tokenizer` stage first, or name a model")
+        })
     }
 
     /// What measuring a model needs: device, tokenizer, and who watches.

@@ -166,7 +166,8 @@ fn task_cell(
     let done = complete(subject.ops, subject.tokenizer, subject.model, &requests, &rules, MAX_BATCH, &mut tick)?;
     let text = |c: &Completion| sampling::text(subject.tokenizer, &c.tokens, &task.stop);
     let texts: Vec<Vec<String>> = done.iter().map(|c| c.iter().map(text).collect()).collect();
-    let flat = || kept.iter().zip(&done).zip(&texts).flat_map(|((t, c), x)| c.iter().zip(x).map(move |(c, x)| (*t, c, x)));
+    let flat =
+        || kept.iter().zip(&done).zip(&texts).flat_map(|((t, c), x)| c.iter().zip(x).map(move |(c, x)| (*t, c, x)));
     let cut = |stop: Stop| matches!(stop, Stop::MaxTokens | Stop::ContextFull);
     let transcripts: Vec<Transcript> = flat()
         .map(|(t, c, text)| Transcript { task: t, text, n_tokens: c.tokens.len(), truncated: cut(c.stop) })

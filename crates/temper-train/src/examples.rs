@@ -102,7 +102,10 @@ pub fn texts(example: &Example) -> Vec<String> {
 
 fn demonstration(task: Task) -> Result<Example> {
     let text = task.demonstration.ok_or_else(|| {
-        Error::user(format!("task `{}` has no worked solution to train on", task.id), "use it as an evaluation or RL task")
+        Error::user(
+            format!("task `{}` has no worked solution to train on", task.id),
+            "use it as an evaluation or RL task",
+        )
     })?;
     let mut messages = task.prompt;
     messages.push(Message::assistant(text));
@@ -117,7 +120,9 @@ pub fn prepare(stage: &OfflineStage, tokenizer: &Tokenizer, seed: u64) -> Result
         let examples = examples(source, temper_algo::split_seed(seed, &[index as u64]))?;
         let (mut rows, report) = encode_all(tokenizer, &examples, mask, stage.max_tokens, overflow)?;
         if stage.prompt_weight > 0.0 {
-            rows.iter_mut().for_each(|(_, row)| weigh_prompt(row, stage.prompt_weight));
+            for (_, row) in &mut rows {
+                weigh_prompt(row, stage.prompt_weight);
+            }
         }
         all.sizes.push(rows.len());
         all.rows.extend(rows);
@@ -136,7 +141,9 @@ fn weigh_prompt(row: &mut Encoded, weight: f32) {
 /// A sentence for each thing that a person should know about what was read.
 pub fn notes(stage: &OfflineStage, rows: &Rows) -> Vec<String> {
     let name = |i: usize| match &stage.data[i] {
-        DataSource::File { path, .. } => Path::new(path).file_name().map_or(path.clone(), |f| f.to_string_lossy().into()),
+        DataSource::File { path, .. } => {
+            Path::new(path).file_name().map_or(path.clone(), |f| f.to_string_lossy().into())
+        }
         DataSource::Tasks { .. } => "tasks".to_string(),
     };
     rows.reports.iter().enumerate().map(|(i, report)| format!("{}: {report}", name(i))).collect()

@@ -45,13 +45,12 @@ impl HubName {
     /// Where it lies in the cache, if it does.
     pub fn cached(&self) -> Option<PathBuf> {
         let repo = Cache::from_env().repo(self.repo());
-        match &self.file {
-            Some(file) => repo.get(file),
-            None => {
-                let config = repo.get("config.json")?;
-                let weights = repo.get("model.safetensors").or_else(|| repo.get("model.safetensors.index.json"));
-                weights.and_then(|_| config.parent().map(PathBuf::from))
-            }
+        if let Some(file) = &self.file {
+            repo.get(file)
+        } else {
+            let config = repo.get("config.json")?;
+            let weights = repo.get("model.safetensors").or_else(|| repo.get("model.safetensors.index.json"));
+            weights.and_then(|_| config.parent().map(PathBuf::from))
         }
     }
 
@@ -70,8 +69,11 @@ impl HubName {
         let config = repo.get("config.json").map_err(failed)?;
         let info = repo.info().map_err(failed)?;
         let wanted = |name: &str| {
-            let small = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
-            small.contains(&name) || name == "chat_template.jinja" || name.starts_with("model") && name.contains("safetensors")
+            let small =
+                ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
+            small.contains(&name)
+                || name == "chat_template.jinja"
+                || name.starts_with("model") && name.contains("safetensors")
         };
         for file in info.siblings.iter().filter(|s| wanted(&s.rfilename)) {
             repo.get(&file.rfilename).map_err(failed)?;

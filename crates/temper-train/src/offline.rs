@@ -33,7 +33,9 @@ struct Sums {
 pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progress: &mut Progress) -> Result<Outcome> {
     let seed = ctx.stage_seed(&stage.id);
     let rows = examples::prepare(stage, ctx.tokenizer()?, seed)?;
-    examples::notes(stage, &rows).iter().for_each(|n| ctx.note(n));
+    for note in examples::notes(stage, &rows) {
+        ctx.note(&note);
+    }
     let mut order = match progress.order.take() {
         Some(order) => order,
         None => Order::new(&rows, split_seed(seed, &[ORDER]))?,
@@ -51,7 +53,9 @@ pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progr
 
         progress.step += 1;
         progress.drawn += picked.len() as u64;
-        batch.iter().for_each(|(id, _)| ctx.state.history.saw(id, progress.step as u64));
+        for (id, _) in &batch {
+            ctx.state.history.saw(id, progress.step as u64);
+        }
         progress.num_tokens += sums.tokens;
         let mut metrics = Metrics::default();
         metrics.set(names::LOSS, sums.loss);
@@ -64,7 +68,7 @@ pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progr
         ctx.log_step(&stage.id, progress.step, total, &metrics, begun.elapsed(), sums.tokens)?;
 
         let stop = ctx.stop_requested();
-        if stop || progress.step == total || progress.step % stage.checkpoint_every == 0 {
+        if stop || progress.step == total || progress.step.is_multiple_of(stage.checkpoint_every) {
             progress.order = Some(order.clone());
             ctx.checkpoint(learner, progress)?;
             ctx.emit(&Event::Checkpoint { stage: &stage.id, step: progress.step });
@@ -157,7 +161,13 @@ pub fn micro_batches(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<
     runs
 }
 
-fn finite(what: &'static str, value: f64, stage: &OfflineStage, step: usize, rows: &[&(String, Encoded)]) -> Result<()> {
+fn finite(
+    what: &'static str,
+    value: f64,
+    stage: &OfflineStage,
+    step: usize,
+    rows: &[&(String, Encoded)],
+) -> Result<()> {
     if value.is_finite() {
         return Ok(());
     }

@@ -39,7 +39,8 @@ pub fn run(
         let begun = Instant::now();
         let round = progress.step as u64;
         let tasks = sources.draw(ctx, stage, progress)?;
-        let mut groups = rollout::sample(ctx, &learner.model, stage, tasks, split_seed(seed, &[rollout::SAMPLE, round]))?;
+        let mut groups =
+            rollout::sample(ctx, &learner.model, stage, tasks, split_seed(seed, &[rollout::SAMPLE, round]))?;
         rollout::score(&mut scorer, &mut groups)?;
         for group in &mut groups {
             group.adv = stage.objective.advantage.advantages(&group.rewards());
@@ -60,7 +61,7 @@ pub fn run(
         ctx.log_step(&stage.id, progress.step, stage.steps, &metrics, begun.elapsed(), tokens + update.tokens)?;
 
         let stop = ctx.stop_requested();
-        if stop || progress.step == stage.steps || progress.step % stage.checkpoint_every == 0 {
+        if stop || progress.step == stage.steps || progress.step.is_multiple_of(stage.checkpoint_every) {
             ctx.checkpoint(learner, progress)?;
             ctx.emit(&Event::Checkpoint { stage: &stage.id, step: progress.step });
         }
@@ -154,7 +155,8 @@ fn optimiser_step(
     temperature: f32,
     done: &mut Update,
 ) -> Result<f64> {
-    let masks: Vec<Vec<f32>> = groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.tokens.len()])).collect();
+    let masks: Vec<Vec<f32>> =
+        groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.tokens.len()])).collect();
     let owners = groups.iter().enumerate().flat_map(|(i, g)| g.rollouts.iter().map(move |_| i as u64));
     let sequences: Vec<SequenceMask> = owners.zip(&masks).map(|(g, mask)| SequenceMask::new(g, mask)).collect();
     let weights = stage.objective.weighting.weights(&sequences)?;
@@ -187,7 +189,7 @@ impl Micro {
         Ok(Self {
             batch: group_batch(groups)?,
             logp_old: rollouts().flat_map(|(r, _)| r.logp_gen.iter().map(|&x| f64::from(x))).collect(),
-            logp_ref: logp_ref.map(|l| l.concat()),
+            logp_ref: logp_ref.map(<[std::vec::Vec<f64>]>::concat),
             adv: rollouts().flat_map(|(r, &adv)| std::iter::repeat_n(adv, r.tokens.len())).collect(),
             weight: weights.concat(),
             sequences: rollouts().map(|(r, _)| r.tokens.len()).collect(),
@@ -195,7 +197,14 @@ impl Micro {
     }
 
     /// Forward, objective and backward; returns the micro-batch's share of the loss.
-    fn run(&self, ctx: &Context, learner: &mut Learner, stage: &OnlineStage, temperature: f32, done: &mut Update) -> Result<f64> {
+    fn run(
+        &self,
+        ctx: &Context,
+        learner: &mut Learner,
+        stage: &OnlineStage,
+        temperature: f32,
+        done: &mut Update,
+    ) -> Result<f64> {
         let spec = HeadSpec { temperature, entropy: true, ..HeadSpec::default() };
         let known = match stage.objective.coupling() {
             Coupling::Token => None,
@@ -224,7 +233,11 @@ impl Micro {
         };
         let head = learner.accumulate(ctx.ops(), &self.batch, &spec, stage.recompute, &mut coef)?;
         if let Some(error) = failed {
-            return if matches!(error, temper_algo::Error::NotFinite { .. }) { Ok(f64::NAN) } else { Err(error.into()) };
+            return if matches!(error, temper_algo::Error::NotFinite { .. }) {
+                Ok(f64::NAN)
+            } else {
+                Err(error.into())
+            };
         }
         if let Some(Ok(known)) = known {
             loss = known.loss;
@@ -235,7 +248,12 @@ impl Micro {
     }
 
     /// The objective's terms for the scored tokens `at`.
-    fn terms(&self, stage: &OnlineStage, at: std::ops::Range<usize>, head: &HeadTerms) -> Result<PolicyTerms, temper_algo::Error> {
+    fn terms(
+        &self,
+        stage: &OnlineStage,
+        at: std::ops::Range<usize>,
+        head: &HeadTerms,
+    ) -> Result<PolicyTerms, temper_algo::Error> {
         let logp: Vec<f64> = head.logp.iter().map(|&x| f64::from(x)).collect();
         let entropy: Option<Vec<f64>> = head.entropy.as_ref().map(|e| e.iter().map(|&x| f64::from(x)).collect());
         let whole = at.len() == self.adv.len();
@@ -299,7 +317,8 @@ fn reward_metrics(stage: &OnlineStage, groups: &[Group], metrics: &mut Metrics) 
         rollouts().for_each(|r| all.push(value(r)));
         all
     };
-    let share = |value: &dyn Fn(&rollout::Rollout) -> bool| collect(&|r| f64::from(u8::from(value(r)))).mean().unwrap_or(0.0);
+    let share =
+        |value: &dyn Fn(&rollout::Rollout) -> bool| collect(&|r| f64::from(u8::from(value(r)))).mean().unwrap_or(0.0);
     let reward = collect(&|r| r.reward());
     let stds: Vec<f64> = groups.iter().map(|g| sample_std(&g.rewards())).collect();
     let constant = groups.iter().filter(|g| is_constant(&g.rewards())).count();
@@ -336,7 +355,7 @@ fn remember(ctx: &mut Context, step: usize, groups: &[Group]) {
 }
 
 fn log_rollouts(ctx: &mut Context, stage: &OnlineStage, step: usize, groups: &[Group]) -> Result<()> {
-    let due = step % stage.log_rollouts_every == 0 || step + 1 == stage.steps;
+    let due = step.is_multiple_of(stage.log_rollouts_every) || step + 1 == stage.steps;
     for group in groups.iter().filter(|_| due) {
         for rollout in &group.rollouts {
             ctx.logs.rollouts.append(&RolloutLine::new(stage, step + 1, group, rollout))?;

@@ -40,8 +40,10 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
                 simple(&s.id, "init", vec![("parameters", grouped(count))])
             }
             Stage::Offline(s) => offline(recipe, s, &known)?,
-            Stage::Online(s) => online(recipe, s, &known),
-            Stage::Evaluate(s) => simple(&s.id, "evaluate", vec![("tasks", (s.tasks.len() + recipe.eval_tasks().count()).to_string())]),
+            Stage::Online(s) => online(s, &known),
+            Stage::Evaluate(s) => {
+                simple(&s.id, "evaluate", vec![("tasks", (s.tasks.len() + recipe.eval_tasks().count()).to_string())])
+            }
         });
     }
     Ok(plans)
@@ -159,7 +161,10 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
     let figures = vec![
         ("examples", grouped(rows.rows.len() as u64)),
         ("tokens in the data", grouped(tokens as u64)),
-        ("supervised", format!("{} ({:.1}%)", grouped(supervised as u64), 100.0 * supervised as f64 / tokens.max(1) as f64)),
+        (
+            "supervised",
+            format!("{} ({:.1}%)", grouped(supervised as u64), 100.0 * supervised as f64 / tokens.max(1) as f64),
+        ),
         ("longest example", format!("{longest} tokens")),
         ("optimiser steps", grouped(steps as u64)),
         ("a step", per_step),
@@ -172,13 +177,16 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
     })
 }
 
-fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> StagePlan {
+fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     let completions = s.prompts_per_step * s.samples_per_prompt;
     let updates = s.steps * s.inner_epochs * s.minibatches;
     let most = (completions * s.sampling.max_tokens) as u64;
     let mut figures = vec![
         ("rounds", grouped(s.steps as u64)),
-        ("a round", format!("{} prompts x {} samples = {completions} completions", s.prompts_per_step, s.samples_per_prompt)),
+        (
+            "a round",
+            format!("{} prompts x {} samples = {completions} completions", s.prompts_per_step, s.samples_per_prompt),
+        ),
         ("prompts in all", grouped((s.steps * s.prompts_per_step) as u64)),
         ("completions in all", grouped((s.steps * completions) as u64)),
         ("optimiser steps", grouped(updates as u64)),
@@ -186,11 +194,13 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> StagePlan {
     ];
     let reference = s.objective.needs().contains(temper_algo::Needs::LOGP_REF);
     let needs: Vec<&str> = s.objective.needs().names().collect();
-    figures.push(("the objective reads", if needs.is_empty() { "logp".into() } else { format!("logp, {}", needs.join(", ")) }));
+    figures.push((
+        "the objective reads",
+        if needs.is_empty() { "logp".into() } else { format!("logp, {}", needs.join(", ")) },
+    ));
     if reference {
         figures.push(("extra pass", "log-probabilities of the reference model".into()));
     }
-    let _ = recipe;
     // A group is never split, so the largest micro-batch holds at least one.
     let group = s.max_prompt_tokens + s.samples_per_prompt * s.sampling.max_tokens;
     let cached = s.max_batch.min(completions) * (s.max_prompt_tokens + s.sampling.max_tokens);
@@ -239,8 +249,8 @@ pub fn grouped(n: u64) -> String {
 /// are "not local", which is no error.
 pub fn missing(recipe: &Recipe) -> Vec<Missing> {
     let look = |(at, name): (String, String)| match hub::HubName::parse(&name) {
-        Some(Ok(hub)) => hub.cached().is_none().then(|| Missing { at, name, hub: true }),
-        Some(Err(_)) | None => (!Path::new(&name).exists()).then(|| Missing { at, name, hub: false }),
+        Some(Ok(hub)) => hub.cached().is_none().then_some(Missing { at, name, hub: true }),
+        Some(Err(_)) | None => (!Path::new(&name).exists()).then_some(Missing { at, name, hub: false }),
     };
     inputs(recipe).into_iter().filter_map(look).collect()
 }

@@ -106,7 +106,12 @@ impl Sources {
     }
 
     /// The tasks of the next round with their prompts; prompts that are too long are passed over and counted.
-    pub fn draw(&self, ctx: &mut Context, stage: &OnlineStage, progress: &mut Progress) -> Result<Vec<(Task, Vec<u32>)>> {
+    pub fn draw(
+        &self,
+        ctx: &mut Context,
+        stage: &OnlineStage,
+        progress: &mut Progress,
+    ) -> Result<Vec<(Task, Vec<u32>)>> {
         let mut drawn = vec![];
         let mut passed = 0;
         while drawn.len() < stage.prompts_per_step {
@@ -143,7 +148,13 @@ impl Sources {
     fn source(&self, n: u64) -> usize {
         let total: f64 = self.shares.iter().sum();
         let mut at = temper_algo::seed::SplitMix64::new(split_seed(self.seed, &[MIX, n])).next_f64() * total;
-        self.shares.iter().position(|share| { at -= share; at < 0.0 }).unwrap_or(self.shares.len() - 1)
+        self.shares
+            .iter()
+            .position(|share| {
+                at -= share;
+                at < 0.0
+            })
+            .unwrap_or(self.shares.len() - 1)
     }
 
     /// The next task of a source: procedural ones in order, files in shuffled passes.

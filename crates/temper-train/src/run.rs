@@ -101,7 +101,8 @@ fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
         return Ok(());
     }
     let (old, new) = (recipe::to_toml(&began), recipe::to_toml(recipe));
-    let changed: Vec<String> = new.lines().filter(|l| !old.lines().any(|o| o == *l)).take(5).map(String::from).collect();
+    let changed: Vec<String> =
+        new.lines().filter(|l| !old.lines().any(|o| o == *l)).take(5).map(String::from).collect();
     Err(Error::user(
         format!("the run in `{}` began with another recipe; different now: {}", path.display(), changed.join("; ")),
         "resume with the recipe and --set that it began with, or start afresh in another directory with --out",
@@ -114,18 +115,23 @@ fn start_model(ctx: &mut Context) -> Result<Option<Model>> {
     let index = ctx.state.stage;
     // A tokenizer stage before an init stage leaves a tokenizer and no model.
     let tokenizer_at = (0..index).rev().find(|&i| matches!(recipe.stage[i], Stage::Tokenizer(_)));
-    let parent = if index < recipe.stage.len() { recipe.parent(index) } else { (0..index).rev().find(|&i| recipe.stage[i].makes_model()) };
+    let parent = if index < recipe.stage.len() {
+        recipe.parent(index)
+    } else {
+        (0..index).rev().find(|&i| recipe.stage[i].makes_model())
+    };
     match parent {
         Some(i) => load(ctx, &ctx.dir.stage(recipe.stage[i].id())).map(Some),
-        None => match recipe.model.policy.as_ref().and_then(|p| p.path.as_ref()) {
-            Some(path) => load(ctx, &hub::local(path)?).map(Some),
-            None => {
+        None => {
+            if let Some(path) = recipe.model.policy.as_ref().and_then(|p| p.path.as_ref()) {
+                load(ctx, &hub::local(path)?).map(Some)
+            } else {
                 if let Some(i) = tokenizer_at {
-                    ctx.set_tokenizer(Tokenizer::from_dir(&ctx.dir.stage(recipe.stage[i].id()))?);
+                    ctx.set_tokenizer(Tokenizer::from_dir(ctx.dir.stage(recipe.stage[i].id()))?);
                 }
                 Ok(None)
             }
-        },
+        }
     }
 }
 
@@ -162,7 +168,11 @@ pub fn load_model(ops: &dyn Ops, path: &Path) -> Result<(Model, Tokenizer)> {
 
 /// Loads the tokenizer of a Hugging Face directory or a GGUF file.
 pub fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
-    Ok(if path.is_dir() { Tokenizer::from_dir(path)? } else { Tokenizer::from_gguf(&temper_format::Gguf::open(path)?)? })
+    Ok(if path.is_dir() {
+        Tokenizer::from_dir(path)?
+    } else {
+        Tokenizer::from_gguf(&temper_format::Gguf::open(path)?)?
+    })
 }
 
 /// Reads the configuration of a model without its weights.
@@ -211,7 +221,10 @@ fn stage(ctx: &mut Context, index: usize, model: &mut Option<Model>, found: Opti
 }
 
 fn no_model(id: &str) -> Error {
-    Error::user(format!("stage `{id}` has no model to start from"), "put a stage of kind `init` before it, or add [model.policy]")
+    Error::user(
+        format!("stage `{id}` has no model to start from"),
+        "put a stage of kind `init` before it, or add [model.policy]",
+    )
 }
 
 fn train(ctx: &mut Context, this: &Stage, model: &mut Option<Model>, found: Option<Found>) -> Result<Outcome> {

@@ -89,7 +89,9 @@ fn bits(dir: &Path, file: &str) -> Vec<u8> {
 }
 
 fn same_run(a: &Path, b: &Path) {
-    for file in ["metrics.jsonl", "rollouts.jsonl", "ledger.json", "stages/sft/model.safetensors", "model/model.safetensors"] {
+    for file in
+        ["metrics.jsonl", "rollouts.jsonl", "ledger.json", "stages/sft/model.safetensors", "model/model.safetensors"]
+    {
         assert!(bits(a, file) == bits(b, file), "{file} differs");
     }
 }
@@ -121,17 +123,16 @@ fn the_first_ratio_is_exactly_one_whatever_the_micro_batches() {
 #[test]
 fn a_second_pass_moves_the_ratio_away_from_one() {
     let (_base, dir) = fresh();
-    go(&dir, &["stage.grpo.inner_epochs=2", "stage.grpo.minibatches=3", "stage.grpo.drop_constant_groups=false"]).unwrap();
+    go(&dir, &["stage.grpo.inner_epochs=2", "stage.grpo.minibatches=3", "stage.grpo.drop_constant_groups=false"])
+        .unwrap();
     assert!(lines(&dir, "grpo").iter().all(|r| number(r, "ratio/max") > 1.0));
 }
 
 #[test]
 fn the_kl_to_the_start_begins_at_zero_and_grows() {
     let (_base, dir) = fresh();
-    let sets = [
-        "model.reference.policy_at=stage_start",
-        "stage.grpo.objective={kl={estimator={kind=\"k3\"},beta=0.1}}",
-    ];
+    let sets =
+        ["model.reference.policy_at=stage_start", "stage.grpo.objective={kl={estimator={kind=\"k3\"},beta=0.1}}"];
     go(&dir, &sets).unwrap();
     let kl: Vec<f64> = lines(&dir, "grpo").iter().map(|r| number(r, "kl")).collect();
     assert_eq!(kl[0], 0.0);
@@ -197,8 +198,9 @@ fn stopped_anywhere_and_resumed_a_run_ends_with_the_same_bits() {
 #[test]
 fn a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint() {
     let (_base, dir) = fresh();
-    let error = go(&dir, &["stage.sft.optimizer.lr=1e30", "stage.sft.clip_norm=0", "stage.sft.schedule={kind=\"constant\"}"])
-        .unwrap_err();
+    let error =
+        go(&dir, &["stage.sft.optimizer.lr=1e30", "stage.sft.clip_norm=0", "stage.sft.schedule={kind=\"constant\"}"])
+            .unwrap_err();
     let text = error.to_string();
     assert!(text.contains("step 2 of stage `sft`") && text.contains("/L1/train/"), "{text}");
     assert!(error.hint().unwrap().contains("checkpoint"));

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use temper_algo::Needs;
 
-use super::{DataSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe, Stage};
+use super::{
+    DataSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe, Stage,
+};
 
 /// How bad a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +92,11 @@ fn recipe_problems(recipe: &Recipe, found: &mut Found) {
             found.error("recipe", format!("stage id `{}`", stage.id()), "use letters, digits, `-`, `_` and `.`");
         }
         if !ids.insert(stage.id()) {
-            found.error("recipe", format!("two stages have the id `{}`", stage.id()), "ids are unique; `start` is taken");
+            found.error(
+                "recipe",
+                format!("two stages have the id `{}`", stage.id()),
+                "ids are unique; `start` is taken",
+            );
         }
     }
     let mut ids = BTreeSet::new();
@@ -117,7 +123,8 @@ fn model_problems(recipe: &Recipe, found: &mut Found) {
     if let Some(spec) = &recipe.model.reference {
         let given = usize::from(spec.path.is_some()) + usize::from(spec.policy_at.is_some());
         found.exactly_one("model.reference", "`path` and `policy_at`", given);
-        let used = recipe.stage.iter().any(|s| matches!(s, Stage::Online(s) if s.objective.needs().contains(Needs::LOGP_REF)));
+        let used =
+            recipe.stage.iter().any(|s| matches!(s, Stage::Online(s) if s.objective.needs().contains(Needs::LOGP_REF)));
         if !used {
             found.error(
                 "model.reference",
@@ -133,9 +140,17 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
     let before = || recipe.stage[..index].iter();
     if let Some(from) = stage.from() {
         match before().find(|s| s.id() == from) {
-            None => found.error(&at, format!("`from` names `{from}`, which is no stage before this one"), "name an earlier stage"),
+            None => found.error(
+                &at,
+                format!("`from` names `{from}`, which is no stage before this one"),
+                "name an earlier stage",
+            ),
             Some(s) if !s.makes_model() => {
-                found.error(&at, format!("`from` names `{from}`, which makes no model"), "name a stage that trains or makes a model");
+                found.error(
+                    &at,
+                    format!("`from` names `{from}`, which makes no model"),
+                    "name a stage that trains or makes a model",
+                );
             }
             Some(_) => {}
         }
@@ -143,31 +158,51 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
         && recipe.model.policy.is_none()
         && !before().any(Stage::makes_model)
     {
-        found.error(&at, "there is no model to start from", "put a stage of kind `init` before it, or add `[model.policy]`");
+        found.error(
+            &at,
+            "there is no model to start from",
+            "put a stage of kind `init` before it, or add `[model.policy]`",
+        );
     }
     match stage {
         Stage::Tokenizer(s) => {
             data_problems(&at, &s.data, found);
             let least = 256 + s.special_tokens.as_ref().map_or(3, Vec::len);
             if s.vocab_size < least {
-                found.error(&at, format!("`vocab_size` is {}", s.vocab_size), format!("256 bytes and the special tokens need at least {least}"));
+                found.error(
+                    &at,
+                    format!("`vocab_size` is {}", s.vocab_size),
+                    format!("256 bytes and the special tokens need at least {least}"),
+                );
             }
             let own = [s.special_tokens.is_some(), s.eos_token.is_some(), s.chat_template.is_some()];
-            if count(&own) % 3 != 0 {
-                found.error(&at, "only some of `special_tokens`, `eos_token` and `chat_template` are given", "they belong together: give all three, or none");
+            if !count(&own).is_multiple_of(3) {
+                found.error(
+                    &at,
+                    "only some of `special_tokens`, `eos_token` and `chat_template` are given",
+                    "they belong together: give all three, or none",
+                );
             }
         }
         Stage::Init(s) => {
             let tokenizer = s.tokenizer.is_some() || before().any(|s| matches!(s, Stage::Tokenizer(_)));
             if !tokenizer {
-                found.error(&at, "there is no tokenizer", "set `tokenizer` to a directory, or put a stage of kind `tokenizer` before it");
+                found.error(
+                    &at,
+                    "there is no tokenizer",
+                    "set `tokenizer` to a directory, or put a stage of kind `tokenizer` before it",
+                );
             }
         }
         Stage::Offline(s) => offline_problems(&at, s, found),
         Stage::Online(s) => online_problems(recipe, &at, s, found),
         Stage::Evaluate(s) => {
             if s.tasks.is_empty() && recipe.eval_tasks().next().is_none() {
-                found.error(&at, "there is nothing to measure", "give the stage `tasks`, or the recipe `[[target]]` or `[[retain]]`");
+                found.error(
+                    &at,
+                    "there is nothing to measure",
+                    "give the stage `tasks`, or the recipe `[[target]]` or `[[retain]]`",
+                );
             }
             s.tasks.iter().for_each(|t| eval_problems(&format!("{at}, task `{}`", t.id), t, found));
         }
@@ -217,10 +252,16 @@ fn optimizer_problems(at: &str, optimizer: &Optimizer, clip_norm: f64, found: &m
 
 fn offline_problems(at: &str, s: &OfflineStage, found: &mut Found) {
     data_problems(at, &s.data, found);
-    found.exactly_one(at, "`batch.examples` and `batch.tokens`", count(&[s.batch.examples.is_some(), s.batch.tokens.is_some()]));
+    found.exactly_one(
+        at,
+        "`batch.examples` and `batch.tokens`",
+        count(&[s.batch.examples.is_some(), s.batch.tokens.is_some()]),
+    );
     found.exactly_one(at, "`steps` and `epochs`", count(&[s.steps.is_some(), s.epochs.is_some()]));
     for (name, value) in [("batch.examples", s.batch.examples), ("batch.tokens", s.batch.tokens), ("steps", s.steps)] {
-        value.into_iter().for_each(|v| found.positive(at, name, v));
+        if let Some(value) = value {
+            found.positive(at, name, value);
+        }
     }
     for (name, value) in
         [("max_tokens", s.max_tokens), ("micro_tokens", s.micro_tokens), ("checkpoint_every", s.checkpoint_every)]
@@ -253,6 +294,11 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     } else if s.rewards.iter().all(|r| r.weight == 0.0) {
         found.error(at, "every reward has weight 0", "give at least one reward a weight");
     }
+    for part in &s.rewards {
+        if let Err(e) = part.check() {
+            found.error(at, format!("reward `{}`: {e}", part.name), "see `temper recipe schema`");
+        }
+    }
     let positive = [
         ("steps", s.steps),
         ("prompts_per_step", s.prompts_per_step),
@@ -265,7 +311,9 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
         ("max_prompt_tokens", s.max_prompt_tokens),
         ("log_rollouts_every", s.log_rollouts_every),
     ];
-    positive.iter().for_each(|(name, value)| found.positive(at, name, *value));
+    for (name, value) in positive {
+        found.positive(at, name, value);
+    }
     found.parts(at, "objective", s.objective.check(s.samples_per_prompt));
     if s.minibatches > s.prompts_per_step {
         found.error(
@@ -296,7 +344,11 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
         recipe.model.reference.clone().unwrap_or(ModelSpec { path: None, policy_at: None })
         && s.inner_epochs * s.minibatches * s.steps == 1
     {
-        found.warn(at, "with one optimiser step the KL to the stage's start is always 0", "take more steps, or drop the term");
+        found.warn(
+            at,
+            "with one optimiser step the KL to the stage's start is always 0",
+            "take more steps, or drop the term",
+        );
     }
     optimizer_problems(at, &s.optimizer, s.clip_norm, found);
     found.parts(at, "schedule", s.schedule.check());
@@ -312,12 +364,20 @@ fn generation_problems(at: &str, g: &Generation, found: &mut Found) {
     }
     for (name, value) in [("top_p", g.top_p), ("min_p", g.min_p)] {
         if value.is_some_and(|v| !(v > 0.0 && v <= 1.0)) {
-            found.error(at, format!("`{name}` is {}", value.unwrap_or(0.0)), format!("`{name}` is above 0 and at most 1"));
+            found.error(
+                at,
+                format!("`{name}` is {}", value.unwrap_or(0.0)),
+                format!("`{name}` is above 0 and at most 1"),
+            );
         }
     }
     let truncates = g.top_k.is_some() || g.top_p.is_some() || g.min_p.is_some();
     if g.temperature == 0.0 && truncates {
-        found.error(at, "`top_k`, `top_p` and `min_p` have no effect at temperature 0", "remove them, or set a temperature");
+        found.error(
+            at,
+            "`top_k`, `top_p` and `min_p` have no effect at temperature 0",
+            "remove them, or set a temperature",
+        );
     }
     if g.stop.iter().any(String::is_empty) {
         found.error(at, "a `stop` string is empty", "remove it");
@@ -329,7 +389,11 @@ fn eval_problems(at: &str, task: &EvalTask, found: &mut Found) {
     found.positive(at, "samples", task.samples);
     found.positive(at, "max_tokens", task.max_tokens);
     if task.samples > 1 && task.temperature == Some(0.0) {
-        found.error(at, format!("{} samples at temperature 0 are all the same", task.samples), "set a temperature, or `samples = 1`");
+        found.error(
+            at,
+            format!("{} samples at temperature 0 are all the same", task.samples),
+            "set a temperature, or `samples = 1`",
+        );
     }
     if task.temperature.is_some_and(|t| !(t >= 0.0 && t.is_finite())) {
         found.error(at, "`temperature` is not a number of 0 or more", "use 0 for greedy decoding");

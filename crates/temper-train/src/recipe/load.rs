@@ -60,9 +60,8 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, RecipeError> {
 
 /// Reads a recipe from text; `path` is named in messages only.
 pub fn parse(text: &str, path: &Path, sets: &[String]) -> Result<Recipe, RecipeError> {
-    let table: toml::Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| RecipeError::Toml { path: path.into(), message: e.to_string() })?;
+    let table: toml::Table =
+        text.parse().map_err(|e: toml::de::Error| RecipeError::Toml { path: path.into(), message: e.to_string() })?;
     let mut value = Value::Table(table);
     for set in sets {
         apply_set(&mut value, set)?;
@@ -137,7 +136,8 @@ fn step<'a>(at: &'a mut Value, key: &str) -> Result<&'a mut Value, String> {
             let by_id = items.iter().position(|v| v.get("id").and_then(Value::as_str) == Some(key));
             let index = by_id.or_else(|| key.parse().ok().filter(|&i: &usize| i < items.len()));
             index.map(|i| &mut items[i]).ok_or_else(|| {
-                let known = if ids.is_empty() { String::new() } else { format!(" or one of the ids {}", ids.join(", ")) };
+                let known =
+                    if ids.is_empty() { String::new() } else { format!(" or one of the ids {}", ids.join(", ")) };
                 format!("no element `{key}`; expected a number below the length{known}")
             })
         }

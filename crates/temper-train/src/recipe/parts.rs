@@ -316,4 +316,3 @@ pub struct Shape {
 fn rope_theta() -> f64 {
     10_000.0
 }
-
