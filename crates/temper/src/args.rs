@@ -71,7 +71,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) threads: Threads,
     /// The run's seed; the same as --set seed=N.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
     pub(crate) seed: Option<u64>,
 }
 
@@ -99,10 +99,10 @@ pub(crate) struct Plan {
 #[derive(Debug, Clone, ArgGroup)]
 pub(crate) struct Drawing {
     /// Softmax temperature; 0 is greedy [default: 0 for one completion, 1 for several].
-    #[arg(long, value_name = "T", value_parser = temperature)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = temperature)]
     pub(crate) temperature: Option<f32>,
     /// Longest completion, in tokens.
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true, value_parser = positive)]
     pub(crate) max_tokens: usize,
     /// Text that ends a completion, besides the model's end-of-turn tokens (repeatable).
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -132,16 +132,16 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<String>,
     /// Items to measure; fewer where there are fewer.
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 200, allow_negative_numbers = true, value_parser = positive)]
     pub(crate) n: usize,
     /// Completions per item; more than one gives pass@k as well [default: 1].
-    #[arg(long, value_name = "K", value_parser = positive, conflicts_with = "data")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive, conflicts_with = "data")]
     pub(crate) samples: Option<usize>,
     /// Softmax temperature; 0 is greedy [default: 0 for one sample, 1 for several].
-    #[arg(long, value_name = "T", value_parser = temperature, conflicts_with = "data")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = temperature, conflicts_with = "data")]
     pub(crate) temperature: Option<f32>,
     /// Longest completion, in tokens [default: 256]; with --data the longest row, longer ones are cut [default: 512].
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) max_tokens: Option<usize>,
     /// Text that ends a completion, besides the model's end-of-turn tokens (repeatable).
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new(), conflicts_with = "data")]
@@ -179,18 +179,18 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "FILE", conflicts_with = "raw")]
     pub(crate) messages: Option<PathBuf>,
     /// Completions of each prompt.
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = positive)]
+    #[arg(long, value_name = "K", default_value_t = 1, allow_negative_numbers = true, value_parser = positive)]
     pub(crate) n: usize,
     #[command(flatten)]
     pub(crate) drawing: Drawing,
     /// Sample among the K most likely tokens only.
-    #[arg(long, value_name = "K", value_parser = positive)]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) top_k: Option<usize>,
     /// Sample among the most likely tokens whose mass reaches P.
-    #[arg(long, value_name = "P", value_parser = share)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = share)]
     pub(crate) top_p: Option<f32>,
     /// Sample among the tokens at least P times as likely as the most likely one.
-    #[arg(long, value_name = "P", value_parser = share)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = share)]
     pub(crate) min_p: Option<f32>,
     /// Continue the prompt as plain text, without the chat template.
     #[arg(long)]
@@ -237,7 +237,7 @@ pub(crate) struct EnvSample {
     #[command(flatten)]
     pub(crate) cell: EnvCell,
     /// Tasks to draw of each name.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = positive)]
     pub(crate) n: usize,
     /// Show the answer alone as the demonstration, without worked steps.
     #[arg(long)]
@@ -253,7 +253,7 @@ pub(crate) struct EnvValidate {
     #[command(flatten)]
     pub(crate) cell: EnvCell,
     /// Tasks to try of each name, level and split.
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 100, allow_negative_numbers = true, value_parser = positive)]
     pub(crate) n: usize,
 }
 

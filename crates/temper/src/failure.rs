@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use crate::args::VERSION;
+use crate::hints;
 use crate::output::{label, say};
 
 /// How the program ends.
@@ -91,60 +92,14 @@ fn messages(error: &anyhow::Error) -> Vec<String> {
     if said.is_empty() { vec!["no message".into()] } else { said }
 }
 
+/// One way out from below, that of the cause that knows best, and one of the command.
 fn hints(error: &anyhow::Error, exit: Exit) -> Vec<String> {
-    let mut hints: Vec<String> = error.chain().filter_map(library_hint).collect();
+    let mut hints: Vec<String> = error.chain().find_map(hints::of).into_iter().collect();
     hints.extend(error.downcast_ref::<Hint>().map(|hint| hint.0.clone()));
-    if hints.is_empty() {
-        hints.extend(error.chain().find_map(system_hint));
-    }
     if exit == Exit::Unexpected {
         hints.push(please_report());
     }
     hints
-}
-
-fn library_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
-    use temper_train::recipe::RecipeError;
-    if let Some(error) = cause.downcast_ref::<temper_train::Error>() {
-        return match error {
-            temper_train::Error::Recipe(recipe) => recipe_hint(recipe),
-            _ => error.hint().map(String::from),
-        };
-    }
-    cause.downcast_ref::<RecipeError>().and_then(recipe_hint)
-}
-
-fn recipe_hint(error: &temper_train::recipe::RecipeError) -> Option<String> {
-    use temper_train::recipe::RecipeError;
-    match error {
-        RecipeError::Read { source, .. } => Some(match source.kind() {
-            std::io::ErrorKind::IsADirectory => "name the recipe file itself".into(),
-            std::io::ErrorKind::InvalidData => "a recipe is a text file (TOML in UTF-8)".into(),
-            _ => "name a recipe file; those that come with temper lie in recipes/".into(),
-        }),
-        RecipeError::Toml { .. } => Some("mend the line that is named; a recipe is TOML (https://toml.io)".into()),
-        RecipeError::Shape { .. } => {
-            Some("`temper recipe schema` prints every key with its meaning and default".into())
-        }
-        RecipeError::Set { .. } => {
-            Some("for example --set seed=7, --set model.policy.path=DIR or --set stage.sft.steps=10".into())
-        }
-    }
-}
-
-/// For errors of the operating system that come without a hint of their own.
-fn system_hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
-    use std::io::ErrorKind as Kind;
-    let hint = match cause.downcast_ref::<std::io::Error>()?.kind() {
-        Kind::StorageFull | Kind::QuotaExceeded => {
-            "free some space on the disk and go on with --resume; nothing that was complete is lost"
-        }
-        Kind::NotFound => "check the path",
-        Kind::PermissionDenied => "check the permissions of the file and its directory",
-        Kind::ReadOnlyFilesystem => "write to another place with --out",
-        _ => return None,
-    };
-    Some(hint.into())
 }
 
 /// Only the engine refuses for reasons that no user made.

@@ -75,7 +75,7 @@ pub(crate) fn before_and_after(ledger: &Ledger) -> String {
         ("task".to_owned(), Side::Left),
         (String::new(), Side::Left),
         ("metric".to_owned(), Side::Left),
-        ("before".to_owned(), Side::Right),
+        (first_column(ledger), Side::Right),
         (format!("after {last}"), Side::Right),
         ("change".to_owned(), Side::Right),
         (String::new(), Side::Left),
@@ -84,6 +84,14 @@ pub(crate) fn before_and_after(ledger: &Ledger) -> String {
         table.row(compared(ledger, task));
     }
     format!("{}\n{LEGEND}", table.text())
+}
+
+/// A run that makes its own model has nothing to measure before its first training stage.
+fn first_column(ledger: &Ledger) -> String {
+    match ledger.stages.first().map_or("start", String::as_str) {
+        "start" => "before".into(),
+        stage => format!("after {stage}"),
+    }
 }
 
 /// Targets first.
@@ -150,7 +158,15 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn cell(stage: &str, task: &str, accuracy: f64, change: Option<(f64, f64, f64)>) -> Cell {
-        let change = change.map(|(mean, low, high)| Change { against: "start".into(), mean, low, high });
+        let change = change.map(|(mean, low, high)| Change {
+            against: "start".into(),
+            mean,
+            low,
+            high,
+            gained: 0,
+            lost: 0,
+            p_value: 1.0,
+        });
         Cell {
             stage: stage.into(),
             task: task.into(),

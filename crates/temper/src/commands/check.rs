@@ -46,10 +46,11 @@ fn verdict(path: &Path, found: &Inspected) -> String {
         let _ = writeln!(text, "  {what}\n    {hint}");
     }
     for missing in &found.not_local {
-        let _ = writeln!(
-            text,
-            "  not local: {}: `{}`\n    hint: `temper run` downloads it; without a network name a local copy with --set",
-            missing.at, missing.name
+        let _ = writeln!(text, "  not local: {}: `{}`", missing.at, missing.name);
+    }
+    if !found.not_local.is_empty() {
+        text.push_str(
+            "    hint: `temper run` downloads what is not local; without a network name local copies with --set\n",
         );
     }
     text

@@ -69,7 +69,7 @@ fn ledger(dir: &RunDir) -> anyhow::Result<Ledger> {
 /// A checkpoint is there; a report that cannot be made now can be made later.
 fn interrupted(dir: &RunDir, resumed: bool) -> anyhow::Result<Exit> {
     let report = report::write(dir.root());
-    say(&format!("interrupted after a checkpoint; to go on: {}", again(resumed)));
+    say(&format!("interrupted after a checkpoint; to go on, {}", again(resumed)));
     match report {
         Ok(path) => data(&format!("{}\n", path.display()))?,
         Err(error) => say(&format!("no report yet: {error:#}")),
@@ -77,13 +77,15 @@ fn interrupted(dir: &RunDir, resumed: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Interrupted)
 }
 
-/// The way to go on, where there is something to go on from.
+/// The way to go on, where there is work to go on from.
 fn failed(error: anyhow::Error, dir: &RunDir, recipe: &Recipe, resumed: bool) -> anyhow::Error {
     // A refused directory is another run's; its checkpoints are no comfort.
     let ours = resumed || recorded(dir, recipe);
-    match checkpoint::newest(dir) {
-        Ok(Some(_)) if ours => {
-            error.context(Hint(format!("the last checkpoint is kept; to go on from it: {}", again(resumed))))
+    let found =
+        checkpoint::newest(dir).ok().flatten().filter(|found| found.state.stage > 0 || found.state.progress.step > 0);
+    match found {
+        Some(_) if ours => {
+            error.context(Hint(format!("the last checkpoint is kept; to go on from it, {}", again(resumed))))
         }
         _ => error,
     }
