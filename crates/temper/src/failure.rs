@@ -48,9 +48,13 @@ pub(crate) fn explain(error: &anyhow::Error) -> Exit {
     }
     let messages = messages(error);
     say(&format!("{} {}", label("error"), messages[0]));
-    messages[1..].iter().for_each(|cause| say(&format!("  caused by: {cause}")));
+    for cause in &messages[1..] {
+        say(&format!("  caused by: {cause}"));
+    }
     let exit = exit(error);
-    hints(error, exit).iter().for_each(|hint| say(&format!("{} {hint}", label("hint"))));
+    for hint in hints(error, exit) {
+        say(&format!("{} {hint}", label("hint")));
+    }
     exit
 }
 
@@ -104,20 +108,22 @@ fn hints(error: &anyhow::Error, exit: Exit) -> Vec<String> {
 
 /// Only the engine refuses for reasons that no user made.
 fn exit(error: &anyhow::Error) -> Exit {
-    let of_engine = |cause: &(dyn std::error::Error + 'static)| {
-        let wrapped = match cause.downcast_ref::<temper_train::Error>() {
-            Some(temper_train::Error::Tensor(error)) => Some(error),
-            Some(temper_train::Error::Model(temper_model::Error::Tensor(error))) => Some(error),
-            _ => None,
-        };
-        let wrapped = wrapped.or_else(|| match cause.downcast_ref::<temper_model::Error>() {
-            Some(temper_model::Error::Tensor(error)) => Some(error),
-            _ => None,
-        });
-        let error = wrapped.or_else(|| cause.downcast_ref::<temper_tensor::Error>());
-        error.is_some_and(|error| !matches!(error, temper_tensor::Error::Isa { .. }))
-    };
-    if error.chain().any(of_engine) { Exit::Unexpected } else { Exit::User }
+    let unexpected = |error: &temper_tensor::Error| !matches!(error, temper_tensor::Error::Isa { .. });
+    if error.chain().filter_map(of_engine).any(unexpected) { Exit::Unexpected } else { Exit::User }
+}
+
+fn of_engine<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a temper_tensor::Error> {
+    use temper_model::Error as Model;
+    use temper_train::Error as Train;
+    let train = cause.downcast_ref();
+    let model = cause.downcast_ref().or(match train {
+        Some(Train::Model(model)) => Some(model),
+        _ => None,
+    });
+    match (train, model) {
+        (Some(Train::Tensor(tensor)), _) | (_, Some(Model::Tensor(tensor))) => Some(tensor),
+        _ => cause.downcast_ref(),
+    }
 }
 
 fn reader_went_away(error: &anyhow::Error) -> bool {

@@ -11,7 +11,7 @@ pub(crate) fn of(cause: &(dyn StdError + 'static)) -> Option<String> {
         return train(error);
     }
     if let Some(error) = cause.downcast_ref::<RecipeError>() {
-        return recipe(error);
+        return Some(recipe(error).into());
     }
     let found = cause.downcast_ref().and_then(data).or_else(|| cause.downcast_ref().and_then(env));
     let found =
@@ -22,7 +22,7 @@ pub(crate) fn of(cause: &(dyn StdError + 'static)) -> Option<String> {
 fn train(error: &temper_train::Error) -> Option<String> {
     use temper_train::Error;
     let hint = match error {
-        Error::Recipe(error) => return recipe(error),
+        Error::Recipe(error) => Some(recipe(error)),
         Error::Data(error) => data(error),
         Error::Env(error) => env(error),
         Error::Model(error) => model(error),
@@ -33,8 +33,8 @@ fn train(error: &temper_train::Error) -> Option<String> {
     hint.map(String::from)
 }
 
-fn recipe(error: &RecipeError) -> Option<String> {
-    let hint = match error {
+fn recipe(error: &RecipeError) -> &'static str {
+    match error {
         RecipeError::Read { source, .. } => match source.kind() {
             Kind::IsADirectory => "name the recipe file itself",
             Kind::InvalidData => "a recipe is a text file (TOML in UTF-8)",
@@ -43,8 +43,7 @@ fn recipe(error: &RecipeError) -> Option<String> {
         RecipeError::Toml { .. } => "mend the line that is named; a recipe is TOML (https://toml.io)",
         RecipeError::Shape { .. } => "`temper recipe schema` prints every key with its meaning and default",
         RecipeError::Set { .. } => "for example --set seed=7, --set model.policy.path=DIR or --set stage.sft.steps=10",
-    };
-    Some(hint.into())
+    }
 }
 
 fn data(error: &temper_data::Error) -> Option<&'static str> {

@@ -26,7 +26,7 @@ use failure::Exit;
 fn main() -> ExitCode {
     failure::report_panics();
     let done = catch_unwind(AssertUnwindSafe(|| match args::Args::try_parse() {
-        Ok(args) => commands::run(args.command).unwrap_or_else(|error| failure::explain(&error)),
+        Ok(args) => commands::run(&args.command).unwrap_or_else(|error| failure::explain(&error)),
         Err(usage) => failure::usage(&usage),
     }));
     done.unwrap_or(Exit::Unexpected).into()

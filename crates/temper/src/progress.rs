@@ -202,7 +202,9 @@ mod tests {
 
     fn text(events: &[Event]) -> String {
         let mut progress = Progress::new(vec![], false);
-        events.iter().for_each(|event| progress.event(event));
+        for event in events {
+            progress.event(event);
+        }
         String::from_utf8(std::mem::take(&mut progress.out)).unwrap()
     }
 

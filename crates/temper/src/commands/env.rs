@@ -12,11 +12,11 @@ use crate::table::{Side, Table};
 use crate::tasks::{Defaults, source};
 
 /// Runs the command.
-pub(crate) fn run(args: Env) -> anyhow::Result<Exit> {
+pub(crate) fn run(args: &Env) -> anyhow::Result<Exit> {
     match args {
-        Env::List(args) => list(&args),
-        Env::Sample(args) => sample(&args),
-        Env::Validate(args) => validated(&args),
+        Env::List(args) => list(args),
+        Env::Sample(args) => sample(args),
+        Env::Validate(args) => validated(args),
     }
 }
 
@@ -34,7 +34,9 @@ fn families(rows: &[&FamilyInfo]) -> String {
         table.row([row.family.name().to_owned(), row.about.to_owned(), grows.join("; ")]);
     }
     let mut kinds = Table::new([("kind of source", Side::Left), ("holds", Side::Left)]);
-    TaskSource::KINDS.iter().for_each(|(name, about)| kinds.row([*name, *about]));
+    for (name, about) in TaskSource::KINDS {
+        kinds.row([name, about]);
+    }
     let split = "Levels 1 to 5; splits train, test and ood (the two levels above the highest one named).";
     format!("{}\n{split}\n\n{}", table.text(), kinds.text())
 }

@@ -23,15 +23,15 @@ const COMPLETION: usize = 256;
 const ROW: usize = 512;
 
 /// Runs the command.
-pub(crate) fn run(args: Eval) -> anyhow::Result<Exit> {
-    let task = task(&args)?;
+pub(crate) fn run(args: &Eval) -> anyhow::Result<Exit> {
+    let task = task(args)?;
     let device = machine::device(args.threads)?;
     let (model, tokenizer) = load_model(&device, &hub::local(&args.model)?)?;
     let subject = Subject { ops: &device, model: &model, tokenizer: &tokenizer, seed: args.seed };
     let mut progress = Progress::on_stderr();
     let (metric, cell) = measure(subject, &task, "now", &mut |event| progress.event(event))?;
     drop(progress);
-    data(&if args.json { object(&args, &task, metric, &cell) } else { shown(&args, metric, &cell) })?;
+    data(&if args.json { object(args, &task, metric, &cell) } else { shown(args, metric, &cell) })?;
     Ok(Exit::Done)
 }
 
@@ -97,7 +97,9 @@ fn shown(args: &Eval, metric: &str, cell: &Cell) -> String {
         table.row(["mean length, tokens".to_owned(), format!("{length:.1}")]);
     }
     for (name, share) in shares {
-        share.into_iter().for_each(|share| table.row([name.to_owned(), percent(share)]));
+        if let Some(share) = share {
+            table.row([name.to_owned(), percent(share)]);
+        }
     }
     for (cause, n) in &cell.dropped {
         table.row([format!("left out: {cause}"), n.to_string()]);

@@ -21,10 +21,10 @@ use crate::output::data;
 const MAX_BATCH: usize = 32;
 
 /// Runs the command.
-pub(crate) fn run(args: Generate) -> anyhow::Result<Exit> {
-    let rules = rules(&args)?;
+pub(crate) fn run(args: &Generate) -> anyhow::Result<Exit> {
+    let rules = rules(args)?;
     let device = machine::device(args.threads)?;
-    let asked = asked(&args)?;
+    let asked = asked(args)?;
     let (model, tokenizer) = load_model(&device, &hub::local(&args.model)?)?;
     let prompts = asked.iter().map(|a| a.encode(&tokenizer)).collect::<anyhow::Result<Vec<_>>>()?;
     let seeds = |i: usize| (0..args.n as u64).map(|s| split_seed(args.seed, &[i as u64, s])).collect();

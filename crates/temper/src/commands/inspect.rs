@@ -6,7 +6,7 @@ use temper_train::hub::HubName;
 use temper_train::plan::{self, Missing};
 use temper_train::recipe::{self, Problem, Recipe, Severity};
 
-use crate::output::label;
+use crate::output::{label, say};
 
 /// A recipe with what was found.
 pub(crate) struct Inspected {
@@ -43,6 +43,13 @@ pub(crate) fn problem_lines(problem: &Problem) -> [String; 2] {
         Severity::Warning => "warning",
     };
     [format!("{} {}: {}", label(severity), problem.at, problem.what), format!("{} {}", label("hint"), problem.hint)]
+}
+
+/// Says what was found.
+pub(crate) fn tell(problems: &[Problem]) {
+    for line in problems.iter().flat_map(problem_lines) {
+        say(&line);
+    }
 }
 
 fn error(at: &str, what: String, hint: String) -> Problem {

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use temper_train::plan::{self, StagePlan};
 
-use super::inspect::{Inspected, problem_lines};
+use super::inspect::{Inspected, tell};
 use crate::args::Plan;
 use crate::failure::{Exit, user};
-use crate::output::{bytes, data, harmless, say};
+use crate::output::{bytes, data, harmless};
 
 /// Characters of the example that are shown.
 const SHOWN: usize = 4000;
@@ -15,7 +15,7 @@ const SHOWN: usize = 4000;
 /// Runs the command.
 pub(crate) fn run(args: &Plan) -> anyhow::Result<Exit> {
     let found = Inspected::read(&args.recipe, &args.overrides.sets)?;
-    found.problems.iter().flat_map(problem_lines).for_each(|line| say(&line));
+    tell(&found.problems);
     if found.errors() > 0 {
         return Ok(Exit::User);
     }
@@ -68,7 +68,8 @@ fn figures(stage: &StagePlan) -> String {
         .chain(memory.iter().map(|(k, v)| (*k, v.as_str())))
         .collect();
     let width = figures.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    figures.iter().map(|(name, value)| format!("  {name:width$}  {value}\n")).collect()
+    let lines: Vec<String> = figures.iter().map(|(name, value)| format!("  {name:width$}  {value}\n")).collect();
+    lines.concat()
 }
 
 /// The first example, a run of equal weight a line: what is trained on can be seen without colour.

@@ -10,7 +10,7 @@ use temper_train::run::{RunOptions, run as run_recipe};
 use temper_train::rundir::RunDir;
 use temper_train::{Outcome, checkpoint};
 
-use super::inspect::{Inspected, problem_lines};
+use super::inspect::{Inspected, tell};
 use crate::args::Run;
 use crate::failure::{Exit, Hint};
 use crate::machine;
@@ -19,12 +19,12 @@ use crate::progress::Progress;
 use crate::{interrupt, measured, report};
 
 /// Runs the command.
-pub(crate) fn run(args: Run) -> anyhow::Result<Exit> {
+pub(crate) fn run(args: &Run) -> anyhow::Result<Exit> {
     let began = Instant::now();
     let mut sets = args.overrides.sets.clone();
     sets.extend(args.seed.map(|seed| format!("seed={seed}")));
     let found = Inspected::read(&args.recipe, &sets)?;
-    found.problems.iter().flat_map(problem_lines).for_each(|line| say(&line));
+    tell(&found.problems);
     if found.errors() > 0 {
         return Ok(Exit::User);
     }

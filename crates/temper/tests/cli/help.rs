@@ -61,9 +61,9 @@ fn the_help_of_every_command_names_its_options() {
     for (command, options) in COMMANDS {
         for flag in ["-h", "--help"] {
             let text = place.good(&[command, &[flag]].concat());
-            options
-                .iter()
-                .for_each(|option| assert!(text.contains(option), "{command:?} {flag}: no {option} in\n{text}"));
+            for option in options {
+                assert!(text.contains(option), "{command:?} {flag}: no {option} in\n{text}");
+            }
         }
     }
 }

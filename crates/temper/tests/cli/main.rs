@@ -87,9 +87,9 @@ impl Place {
             ["hint:", "; ", "--help", "(name "].iter().any(|mark| said.err.contains(mark) || said.out.contains(mark));
         assert!(way_out, "no way out: {all}");
         assert!(!said.err.contains("panicked") && !said.err.contains("unexpectedly"), "{all}");
-        parts
-            .iter()
-            .for_each(|part| assert!(said.err.contains(part) || said.out.contains(part), "`{part}` is not in\n{all}"));
+        for part in parts {
+            assert!(said.err.contains(part) || said.out.contains(part), "`{part}` is not in\n{all}");
+        }
         said
     }
 }
