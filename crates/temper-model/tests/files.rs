@@ -81,6 +81,26 @@ fn saving_and_loading_gives_the_same_bits() {
 }
 
 #[test]
+fn shards_are_read_as_one_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = golden_dir("mistral");
+    fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+    let (mut first, all) = (arrays(&from), arrays(&from));
+    let second = first.split_off(7);
+    let mut map = serde_json::Map::new();
+    for (part, file) in [(first, "a.safetensors"), (second, "b.safetensors")] {
+        map.extend(part.iter().map(|a| (a.0.clone(), json!(file))));
+        write(dir.path(), &part);
+        fs::rename(dir.path().join("model.safetensors"), dir.path().join(file)).unwrap();
+    }
+    assert_eq!(map.len(), all.len());
+    let index = json!({"metadata": {}, "weight_map": map}).to_string();
+    fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let model = Model::load(&Cpu::new(), dir.path()).unwrap();
+    assert_eq!(all_values(&model), all_values(&Model::load(&Cpu::new(), from).unwrap()));
+}
+
+#[test]
 fn saving_as_bf16_rounds_to_the_nearest() {
     let (ops, dir) = (Cpu::new(), tempfile::tempdir().unwrap());
     let model = small(1);

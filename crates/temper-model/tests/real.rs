@@ -57,6 +57,30 @@ fn agrees_with_pytorch() {
 }
 
 #[test]
+#[ignore = "needs a model: TEMPER_SMOLLM2"]
+fn sampled_logp_is_the_trainers() {
+    let ops = Cpu::new();
+    let model = Model::load(&ops, path("TEMPER_SMOLLM2")).unwrap();
+    let rules = Sampling { temperature: 0.9, max_tokens: 40, ..Sampling::default() };
+    let prompt = |i: u32, len: u32| (0..len).map(|t| 100 + (i * 977 + t * 31) % 20_000).collect::<Vec<u32>>();
+    let requests: Vec<Request> =
+        [90, 7].iter().zip(0..).map(|(&len, i)| Request { prompt: prompt(i, len), seeds: vec![1, 2, 3] }).collect();
+    let engine = Engine::new(&ops, &model, &rules).unwrap().max_batch(5).unwrap();
+    let done = engine.generate(&requests, &mut |_| ()).unwrap();
+    let groups: Vec<(&[u32], Vec<&[u32]>)> = requests
+        .iter()
+        .zip(&done)
+        .map(|(r, group)| (r.prompt.as_slice(), group.iter().map(|c| c.tokens.as_slice()).collect()))
+        .collect();
+    let batch = Batch::groups(&groups).unwrap();
+    let spec = HeadSpec { temperature: 0.9, ..HeadSpec::default() };
+    let ones = vec![1.0; batch.scored()];
+    let expected: Vec<f32> = done.iter().flatten().flat_map(|c| c.logp_gen.clone()).collect();
+    assert_eq!(gradients(&model, &batch, &ones, &spec, true).0.logp, expected);
+    assert_eq!(model.terms(&ops, &batch, &spec).unwrap().logp, expected);
+}
+
+#[test]
 #[ignore = "needs a model: TEMPER_SMOLLM2; prints speeds"]
 fn speeds() {
     let ops = Cpu::new();

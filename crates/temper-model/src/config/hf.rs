@@ -31,11 +31,30 @@ struct Raw {
     hidden_act: Option<String>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
-    sliding_window: Option<u64>,
+    sliding_window: Window,
     layer_types: Option<Vec<String>>,
     partial_rotary_factor: Option<f64>,
     quantization_config: Option<Value>,
 }
+
+/// Absent is not null: Mistral has a window by default.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(from = "Option<u64>")]
+enum Window {
+    #[default]
+    Absent,
+    Unlimited,
+    Tokens(u64),
+}
+
+impl From<Option<u64>> for Window {
+    fn from(value: Option<u64>) -> Self {
+        value.map_or(Self::Unlimited, Self::Tokens)
+    }
+}
+
+/// The window of Mistral's first version, which its configs may leave out.
+const MISTRAL_WINDOW: u64 = 4096;
 
 /// `rope_parameters` of transformers 5, `rope_scaling` of transformers 4.
 #[derive(Debug, Default, Deserialize)]
@@ -168,7 +187,7 @@ impl Raw {
         let heads = size("num_attention_heads", self.num_attention_heads)?;
         let hidden_size = size("hidden_size", self.hidden_size)?;
         let max_position_embeddings = size("max_position_embeddings", self.max_position_embeddings)?;
-        self.refuse_sliding_window(max_position_embeddings)?;
+        self.refuse_sliding_window(architecture, max_position_embeddings)?;
         let (rope_theta, rope_scaling) = self.rope()?;
         Ok(Config {
             architecture,
@@ -247,8 +266,12 @@ impl Raw {
         Ok(())
     }
 
-    fn refuse_sliding_window(&self, context: usize) -> Result<()> {
-        let window = self.sliding_window.unwrap_or(u64::MAX);
+    fn refuse_sliding_window(&self, architecture: Architecture, context: usize) -> Result<()> {
+        let window = match (self.sliding_window, architecture) {
+            (Window::Tokens(window), _) => window,
+            (Window::Absent, Architecture::Mistral) => MISTRAL_WINDOW,
+            (Window::Absent | Window::Unlimited, _) => u64::MAX,
+        };
         let layers = self.layer_types.as_deref().unwrap_or_default();
         let slides = layers.is_empty() || layers.iter().any(|l| l != "full_attention");
         if window >= context as u64 || !slides {
@@ -396,6 +419,13 @@ mod tests {
             assert!(message.contains(expected), "{key}: {message}");
         }
         assert!(with("sliding_window", json!(256)).is_ok());
+        let mut mistral = llama();
+        mistral["architectures"] = json!(["MistralForCausalLM"]);
+        mistral["max_position_embeddings"] = json!(8192);
+        let message = Config::from_json(&mistral.to_string()).unwrap_err().to_string();
+        assert!(message.contains("`sliding_window` = 4096 in a context of 8192"), "{message}");
+        mistral["sliding_window"] = Value::Null;
+        Config::from_json(&mistral.to_string()).unwrap();
         assert!(Config::from_json("{").unwrap_err().to_string().contains("config.json"));
     }
 

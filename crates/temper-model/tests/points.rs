@@ -1,0 +1,50 @@
+//! Named points: capture, replace and inject inside the forward pass.
+
+mod common;
+
+use common::{ids, small};
+use std::sync::Arc;
+use temper_model::{Attend, Model};
+use temper_tensor::{Cpu, Hooks, Ops, Segments, Tape};
+
+fn hidden(model: &Model, hooks: &Hooks, recompute: bool) -> Vec<f32> {
+    let ops = Cpu::new();
+    let segments = Arc::new(Segments::sequences(&[20]).unwrap());
+    let tape = Tape::new(&ops, &model.params, recompute).with_hooks(hooks);
+    let x = model.hidden(&tape, &ids(1, 20), Attend::Segments(&segments), recompute).unwrap();
+    ops.to_host(x.tensor()).unwrap()
+}
+
+#[test]
+fn blocks_add_what_their_points_hold() {
+    let (ops, model) = (Cpu::new(), small(1));
+    let names = ["embed", "layers.0.attn", "layers.0.mlp", "layers.0", "layers.1.attn", "layers.1.mlp", "layers.1"];
+    for recompute in [false, true] {
+        let mut hooks = Hooks::new();
+        for name in names {
+            hooks.capture(name);
+        }
+        hidden(&model, &hooks, recompute);
+        let value = |name: &str| ops.to_host(&hooks.captured(name).unwrap()).unwrap();
+        for (before, layer) in [("embed", "layers.0"), ("layers.0", "layers.1")] {
+            let parts = [value(before), value(&format!("{layer}.attn")), value(&format!("{layer}.mlp"))];
+            let sum: Vec<f32> = (0..20 * 64).map(|i| parts[0][i] + parts[1][i] + parts[2][i]).collect();
+            assert_eq!(value(layer), sum, "{layer}");
+        }
+    }
+}
+
+#[test]
+fn a_block_whose_parts_are_replaced_by_zero_passes_its_input_on() {
+    let (ops, model) = (Cpu::new(), small(1));
+    let mut hooks = Hooks::new();
+    for name in ["layers.1.attn", "layers.1.mlp"] {
+        hooks.replace(name, ops.zeros(1, 64).unwrap());
+    }
+    hooks.capture("layers.0");
+    hooks.capture("layers.1");
+    let silenced = hidden(&model, &hooks, false);
+    let value = |name: &str| ops.to_host(&hooks.captured(name).unwrap()).unwrap();
+    assert_eq!(value("layers.1"), value("layers.0"));
+    assert_ne!(silenced, hidden(&model, &Hooks::new(), false));
+}
