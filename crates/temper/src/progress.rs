@@ -88,7 +88,7 @@ impl<W: Write> Progress<W> {
         self.end_bar();
         if self.live && of > 0 {
             let bar = ProgressBar::with_draw_target(Some(of as u64), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len}  {wide_msg}");
+            let style = ProgressStyle::with_template("{prefix} [{bar:16}] {pos}/{len}  {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
             bar.set_prefix(name);
             bar.set_position(done as u64);
@@ -105,17 +105,18 @@ impl<W: Write> Progress<W> {
     fn step(&mut self, stage: &str, step: usize, of: usize, metrics: &Metrics) {
         let left = self.pace.left(of.saturating_sub(step));
         let speed = format!("{} tokens/s", temper_train::plan::grouped(self.pace.tokens_per_s().round() as u64));
-        let numbers = [shown(metrics), speed].join("  ");
+        let numbers = format!("{}  {speed}{}", shown(metrics, &FIRST), shown(metrics, &MORE));
         if let Some(bar) = &self.bar {
             bar.set_position(step as u64);
-            bar.set_message(format!("{numbers}  {} left", duration(left)));
+            // The most wanted first: a narrow terminal shows the beginning.
+            bar.set_message(format!("{} left{numbers}", duration(left)));
         }
         let last = step == of;
         if last {
             self.end_bar();
-            self.line(&format!("  {stage} {step}/{of}  {numbers}  in {}", duration(self.pace.seconds)));
+            self.line(&format!("  {stage} {step}/{of}{numbers}  in {}", duration(self.pace.seconds)));
         } else if !self.live && (self.due() || step == 1) {
-            self.line(&format!("  {stage} {step}/{of}  {numbers}  {} left", duration(left)));
+            self.line(&format!("  {stage} {step}/{of}{numbers}  {} left", duration(left)));
         }
     }
 
@@ -172,16 +173,14 @@ impl<W> Drop for Progress<W> {
     }
 }
 
-/// The numbers that a person follows, of those that the stage has.
-fn shown(metrics: &Metrics) -> String {
-    let wanted = [
-        (metrics::LOSS, "loss"),
-        (metrics::MEAN_TOKEN_ACCURACY, "token accuracy"),
-        (metrics::REWARD, "reward"),
-        (metrics::LENGTH_MEAN, "length"),
-    ];
-    let part = |(key, name): (&str, &str)| metrics.get(key).map(|v| format!("{name} {}", significant(v)));
-    wanted.into_iter().filter_map(part).collect::<Vec<_>>().join("  ")
+/// The numbers that a person follows, of those that the stage has: before the speed and behind it.
+const FIRST: [(&str, &str); 2] = [(metrics::LOSS, "loss"), (metrics::REWARD, "reward")];
+const MORE: [(&str, &str); 2] = [(metrics::MEAN_TOKEN_ACCURACY, "token accuracy"), (metrics::LENGTH_MEAN, "length")];
+
+/// Each number with two spaces before it.
+fn shown(metrics: &Metrics, wanted: &[(&str, &str)]) -> String {
+    let part = |(key, name): &(&str, &str)| metrics.get(key).map(|v| format!("  {name} {}", significant(v)));
+    wanted.iter().filter_map(part).collect()
 }
 
 /// Three or four digits that matter.
@@ -191,6 +190,8 @@ fn significant(v: f64) -> String {
         a if a >= 10.0 => format!("{v:.1}"),
         a if a >= 0.0995 || a == 0.0 => format!("{v:.3}"),
         a if a >= 0.000_95 => format!("{v:.4}"),
+        // What is left of a sum that cancels.
+        a if a < 1e-12 => "0.000".into(),
         _ => format!("{v:.2e}"),
     }
 }

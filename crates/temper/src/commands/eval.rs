@@ -84,7 +84,7 @@ fn object(args: &Eval, task: &EvalTask, metric: &str, cell: &Cell) -> String {
 }
 
 fn shown(args: &Eval, metric: &str, cell: &Cell) -> String {
-    let mut table = Table::new([("measured", Side::Left), ("value", Side::Right)]);
+    let mut table = Table::new([("measured", Side::Left), ("value", Side::Left)]);
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let name = if metric == "nll" { "nll, nats per token" } else { "accuracy, %" };
     table.row([name.to_owned(), measured::with_interval(metric, cell)]);

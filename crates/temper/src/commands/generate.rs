@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use temper_algo::split_seed;
-use temper_data::{Conversation, Tokenizer, encode_prompt};
+use temper_data::{Conversation, Example, Message, Payload, Tokenizer, encode_example_prompt};
 use temper_model::{Completion, Request};
 use temper_train::recipe::Generation;
 use temper_train::{hub, rollout, run::load_model, sampling};
@@ -78,15 +78,22 @@ impl Asked {
     fn encode(&self, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
         Ok(match self {
             Self::Raw(text) => tokenizer.encode_with_bos(text)?,
-            Self::Chat(conversation) => encode_prompt(tokenizer, &conversation.messages)?,
+            Self::Chat(conversation) => encode_example_prompt(tokenizer, &unanswered(conversation))?,
         })
     }
+}
+
+/// The conversation as an example whose answer is still empty: its prompt is all that came before, tools included.
+fn unanswered(conversation: &Conversation) -> Example {
+    let mut conversation = conversation.clone();
+    conversation.messages.push(Message::assistant(""));
+    Example { id: String::new(), payload: Payload::Chat(conversation), tags: vec![] }
 }
 
 fn asked(args: &Generate) -> anyhow::Result<Vec<Asked>> {
     match (&args.prompt, &args.messages) {
         (Some(prompt), _) if args.raw => Ok(vec![Asked::Raw(prompt.clone())]),
-        (Some(prompt), _) => Ok(vec![Asked::Chat(Conversation::new(vec![temper_data::Message::user(prompt)]))]),
+        (Some(prompt), _) => Ok(vec![Asked::Chat(Conversation::new(vec![Message::user(prompt)]))]),
         (None, Some(path)) => conversations(path),
         (None, None) => Err(user("there is no prompt", "give --prompt TEXT or --messages FILE")),
     }
