@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Run) -> anyhow::Result<Exit> {
     match outcome {
         Ok(Outcome::Done) => done(&dir, began),
         Ok(Outcome::Interrupted) => interrupted(&dir, args.resume),
-        Err(error) => Err(failed(error.into(), &dir, &found.recipe, args.resume)),
+        Err(error) => Err(failed(error, &dir, &found.recipe, args.resume)),
     }
 }
 
@@ -77,17 +77,40 @@ fn interrupted(dir: &RunDir, resumed: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Interrupted)
 }
 
-/// The way to go on, where there is work to go on from.
-fn failed(error: anyhow::Error, dir: &RunDir, recipe: &Recipe, resumed: bool) -> anyhow::Error {
+/// What to do with the work that is done, where there is some.
+fn failed(error: temper_train::Error, dir: &RunDir, recipe: &Recipe, resumed: bool) -> anyhow::Error {
+    let found = checkpoint::newest(dir).ok().flatten();
+    let worked = found.is_some_and(|found| found.state.stage > 0 || found.state.progress.step > 0);
     // A refused directory is another run's; its checkpoints are no comfort.
-    let ours = resumed || recorded(dir, recipe);
-    let found =
-        checkpoint::newest(dir).ok().flatten().filter(|found| found.state.stage > 0 || found.state.progress.step > 0);
-    match found {
-        Some(_) if ours => {
-            error.context(Hint(format!("the last checkpoint is kept; to go on from it, {}", again(resumed))))
+    let hint = (worked && (resumed || recorded(dir, recipe))).then(|| after(&error, dir, resumed)).flatten();
+    match hint {
+        Some(hint) => anyhow::Error::from(error).context(Hint(hint)),
+        None => error.into(),
+    }
+}
+
+/// A run goes on with the recipe that it began with, so what lies in the recipe ends it.
+fn after(error: &temper_train::Error, dir: &RunDir, resumed: bool) -> Option<String> {
+    use temper_train::Error;
+    let passing = |error: &Error| {
+        let io = |error: &temper_format::Error| matches!(error, temper_format::Error::Io { .. });
+        match error {
+            Error::Io { .. } | Error::Env(temper_env::Error::Command { .. } | temper_env::Error::Read { .. }) => true,
+            Error::Format(error)
+            | Error::Model(temper_model::Error::File(error))
+            | Error::Data(temper_data::Error::Storage(error)) => io(error),
+            Error::Data(error) => matches!(error, temper_data::Error::File { .. }),
+            _ => false,
         }
-        _ => error,
+    };
+    match error {
+        Error::NotFinite { .. } => None,
+        error if passing(error) => Some(format!("the last checkpoint is kept; to go on from it, {}", again(resumed))),
+        _ => Some(format!(
+            "if the recipe has to change, start afresh with --out DIR, or remove `{}`: a run goes on with the recipe that it \
+             began with",
+            dir.root().display()
+        )),
     }
 }
 
