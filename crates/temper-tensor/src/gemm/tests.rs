@@ -219,3 +219,24 @@ fn empty_operands_are_fine() {
         assert!(y.iter().chain(&dx).all(|v| *v == 0.0));
     }
 }
+
+#[test]
+fn tiny_terms_of_a_long_reduction_are_not_swamped() {
+    // A head's d_logits: one value near -1 a row, the rest of the softmax spread thin.
+    let (m, n, k) = (3, 40_000, 32);
+    let mut dy: Vec<f32> = (0..m * n).map(|i| (1 + i % 7) as f32 / (4 * n) as f32).collect();
+    (0..m).for_each(|r| dy[r * n + 11] = -1.0);
+    let w: Vec<f32> = (0..n * k).map(|i| 1.0 + ((i * 37) % 19) as f32 * 0.05).collect();
+    let panels = Panels::from_rows(&w, n, k);
+    for isa in Isa::ALL.into_iter().filter(|isa| *isa <= crate::isa::detected()) {
+        let mut dx = vec![0.0; m * k];
+        linear_dx_at(isa, &dy, m, &panels, &mut dx, false);
+        for (r, line) in dx.chunks(k).enumerate() {
+            for (c, got) in line.iter().enumerate() {
+                let terms = || (0..n).map(|v| f64::from(dy[r * n + v]) * f64::from(w[v * k + c]));
+                let (want, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
+                assert!((f64::from(*got) - want).abs() < 4e-6 * size, "{isa:?} {r} {c}: {got} {want} {size}");
+            }
+        }
+    }
+}
