@@ -62,7 +62,7 @@ pub(crate) struct Run {
     pub(crate) recipe: PathBuf,
     #[command(flatten)]
     pub(crate) overrides: Overrides,
-    /// Directory of the run [default: runs/<name of the recipe>].
+    /// Directory of the run [default: runs/NAME with the name that the recipe gives].
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Go on where the run in that directory was interrupted; start afresh if there is none.
