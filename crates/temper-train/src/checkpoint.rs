@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use temper_format::atomic::DirWriter;
 use temper_format::{ArrayData, ArrayInfo, ArraySource, DType, SafetensorsFile, SafetensorsWriter};
-use temper_model::Model;
 use temper_tensor::{AdamState, Ops, Param, ParamId, Params};
 
 use crate::error::{Error, Result};
@@ -71,15 +70,15 @@ pub fn newest(dir: &RunDir) -> Result<Option<Found>> {
 }
 
 impl Found {
-    /// Reads parameters into `model` and returns the optimiser's state; `None` for a checkpoint between stages.
-    pub fn restore(&self, ops: &dyn Ops, model: &mut Model) -> Result<Option<AdamState>> {
+    /// Reads parameters and moments back; false for a checkpoint between stages, which has none.
+    pub fn restore(&self, ops: &dyn Ops, learner: &mut Learner) -> Result<bool> {
         if !self.path.join(PARAMS).is_file() {
-            return Ok(None);
+            return Ok(false);
         }
+        let Learner { model, adam, .. } = learner;
         let params = SafetensorsFile::open(self.path.join(PARAMS))?;
         let moments = SafetensorsFile::open(self.path.join(OPTIMIZER))?;
         let ids: Vec<(ParamId, String)> = model.params.iter().map(|(id, p)| (id, p.name.clone())).collect();
-        let mut adam = AdamState::new(ops, &model.params)?;
         for (id, name) in ids {
             model.params.set_values(ops, id, &params.read_f32(&name)?)?;
             if model.params.get(id).trainable {
@@ -88,7 +87,7 @@ impl Found {
             }
         }
         adam.set_step(self.optimizer_steps);
-        Ok(Some(adam))
+        Ok(true)
     }
 }
 
@@ -181,9 +180,13 @@ fn open(path: &Path) -> Result<Option<Found>> {
 
 fn prune(dir: &RunDir, newest: &str) -> Result<()> {
     let names = names(dir)?;
-    let older: Vec<&String> = names.iter().filter(|n| n.as_str() != newest).collect();
-    for name in &older[..older.len().saturating_sub(KEEP - 1)] {
+    let mut kept = 1;
+    for name in names.iter().rev().filter(|n| n.as_str() != newest) {
         let path = dir.checkpoints().join(name);
+        if kept < KEEP && open(&path)?.is_some() {
+            kept += 1;
+            continue;
+        }
         fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
     }
     Ok(())

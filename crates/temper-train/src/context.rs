@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use temper_algo::split_seed;
 use temper_data::Tokenizer;
 use temper_tensor::Ops;
 
@@ -94,10 +93,9 @@ impl<'a> Context<'a> {
         self.tokenizer = Some(tokenizer);
     }
 
-    /// The seed of a stage: a function of the run's seed and the stage's name.
+    /// The seed of a stage.
     pub fn stage_seed(&self, stage: &str) -> u64 {
-        let name: Vec<u64> = stage.bytes().map(u64::from).collect();
-        split_seed(self.recipe.seed, &name)
+        self.recipe.stage_seed(stage)
     }
 
     /// Tells the watcher.

@@ -77,7 +77,8 @@ impl Error {
         match self {
             Self::User { hint, .. } => Some(hint),
             Self::NotFinite { .. } => Some(
-                "the last good checkpoint is kept; lower the learning rate, or look at the named batch, and --resume",
+                "lower the learning rate, or look at the named batch, and start again with another --out; the last good \
+                 checkpoint and the models of the stages before are kept",
             ),
             _ => None,
         }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use temper_algo::{split_seed, stats};
-use temper_data::{Encoded, Format, Overflow, Tokenizer, encode_all, encode_prompt, load};
+use temper_data::{Encoded, Format, Overflow, Report, Tokenizer, encode_all, encode_prompt, load};
 use temper_env::{Pair, RewardKind, RewardPart, Scorer, Task, Transcript};
 use temper_model::{Completion, Model, Request, ScoredSequence, Stop};
 use temper_tensor::Ops;
 
-use crate::context::Context;
+use crate::context::{Context, Outcome};
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::ledger::{Cell, TaskRow};
@@ -51,9 +51,9 @@ pub fn measure(
     let begin = |n: usize, watch: &mut dyn FnMut(&Event)| watch(&Event::EvalBegin { stage, task: &task.id, n });
     let tasks = match &task.source {
         EvalSource::Nll { path, mask, max_row_tokens } => {
-            let rows = nll_rows(subject, path, *mask, *max_row_tokens, task.n)?;
+            let (rows, report) = nll_rows(subject, path, *mask, *max_row_tokens, task.n)?;
             begin(rows.len(), watch);
-            return Ok(("nll", nll_cell(subject, &rows, stage, task)?));
+            return Ok(("nll", nll_cell(subject, &rows, &report, stage, task)?));
         }
         EvalSource::Tasks { tasks } => hub::local_tasks(tasks)?.open(split_seed(seed, &[TASKS]))?,
     };
@@ -69,9 +69,14 @@ pub fn measure(
 }
 
 /// Measures all tasks of the recipe and `more`, into the ledger and `ledger.json`.
-pub fn measure_all(ctx: &mut Context, model: &Model, stage: &str, more: &[EvalTask]) -> Result<()> {
+///
+/// A wish to stop is heard between tasks; what was measured until then is measured again after a resume.
+pub fn measure_all(ctx: &mut Context, model: &Model, stage: &str, more: &[EvalTask]) -> Result<Outcome> {
     let recipe = ctx.recipe;
     for (task, target) in recipe.eval_tasks().chain(more.iter().map(|t| (t, true))) {
+        if ctx.stop_requested() {
+            return Ok(Outcome::Interrupted);
+        }
         let (metric, cell) = {
             let (ops, tokenizer, watch) = ctx.measuring()?;
             let subject = Subject { ops, model, tokenizer, seed: recipe.seed };
@@ -85,7 +90,7 @@ pub fn measure_all(ctx: &mut Context, model: &Model, stage: &str, more: &[EvalTa
         }
         ctx.dir.write_json(&ctx.dir.ledger(), &ledger)?;
     }
-    Ok(())
+    Ok(Outcome::Done)
 }
 
 fn empty(stage: &str, task: &EvalTask, items: Vec<f32>) -> Cell {
@@ -214,6 +219,12 @@ fn row_logp(subject: Subject, rows: &[Encoded]) -> Result<Vec<(f64, f64)>> {
     let sequences: Vec<ScoredSequence> =
         rows.iter().zip(&weights).map(|(r, w)| ScoredSequence { ids: &r.ids, scored: w }).collect();
     let scored = subject.model.score(subject.ops, &sequences, 1.0, MICRO_TOKENS)?;
+    if let Some(row) = scored.iter().position(|s| !s.total().is_finite()) {
+        return Err(Error::user(
+            format!("the log-probability of row {} is {}", row + 1, scored[row].total()),
+            "the model has diverged: start again with a lower learning rate",
+        ));
+    }
     Ok(scored.iter().map(|s| (s.total(), s.weight.iter().sum())).collect())
 }
 
@@ -232,19 +243,25 @@ fn pair_cell(subject: Subject, pairs: &[Pair], stage: &str, task: &EvalTask) -> 
     Ok(cell)
 }
 
-fn nll_rows(subject: Subject, path: &str, mask: Mask, max_tokens: usize, n: usize) -> Result<Vec<Encoded>> {
+fn nll_rows(subject: Subject, path: &str, mask: Mask, max_tokens: usize, n: usize) -> Result<(Vec<Encoded>, Report)> {
     let (mut examples, _) = load(&hub::local(path)?, &Format::default())?;
     examples.truncate(n);
-    let (rows, _) = encode_all(subject.tokenizer, &examples, mask.policy(), max_tokens, Overflow::Truncate)?;
-    Ok(rows.into_iter().map(|(_, row)| row).collect())
+    let most = max_tokens.min(subject.model.config.max_position_embeddings);
+    let (rows, report) = encode_all(subject.tokenizer, &examples, mask.policy(), most, Overflow::Truncate)?;
+    Ok((rows.into_iter().map(|(_, row)| row).collect(), report))
 }
 
-fn nll_cell(subject: Subject, rows: &[Encoded], stage: &str, task: &EvalTask) -> Result<Cell> {
+fn nll_cell(subject: Subject, rows: &[Encoded], report: &Report, stage: &str, task: &EvalTask) -> Result<Cell> {
     let sums = row_logp(subject, rows)?;
     let (total, tokens) = sums.iter().fold((0.0, 0.0), |(s, t), (a, b)| (s + a, t + b));
-    let items: Vec<f32> = sums.iter().map(|(s, t)| (-s / t.max(1.0)) as f32).collect();
+    let nll = -total / tokens;
+    // Linearised ratio: the items' mean is the NLL itself, and their spread is that of a mean over tokens.
+    let scale = sums.len() as f64 / tokens;
+    let items = sums.iter().map(|(s, t)| (nll + (-s - nll * t) * scale) as f32).collect();
     let mut cell = empty(stage, task, items);
-    cell.nll = Some(-total / tokens.max(1.0));
+    cell.nll = Some(nll);
     interval(&mut cell, false)?;
+    cell.truncated = Some(report.truncated as f64 / report.kept.max(1) as f64);
+    cell.dropped = report.dropped.iter().map(|(cause, d)| (cause.clone(), d.count)).collect();
     Ok(cell)
 }

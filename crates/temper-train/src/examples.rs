@@ -113,12 +113,14 @@ fn demonstration(task: Task) -> Result<Example> {
 }
 
 /// All rows of an offline stage, tokenised; sources without a single supervised token are an error.
-pub fn prepare(stage: &OfflineStage, tokenizer: &Tokenizer, seed: u64) -> Result<Rows> {
+///
+/// `context` is the model's longest sequence: no row is longer, whatever the stage says.
+pub fn prepare(stage: &OfflineStage, tokenizer: &Tokenizer, context: usize, seed: u64) -> Result<Rows> {
     let (mask, overflow) = (stage.mask.policy(), stage.overflow.rule());
     let mut all = Rows { rows: vec![], sizes: vec![], shares: None, reports: vec![] };
     for (index, source) in stage.data.iter().enumerate() {
         let examples = examples(source, temper_algo::split_seed(seed, &[index as u64]))?;
-        let (mut rows, report) = encode_all(tokenizer, &examples, mask, stage.max_tokens, overflow)?;
+        let (mut rows, report) = encode_all(tokenizer, &examples, mask, stage.max_tokens.min(context), overflow)?;
         if stage.prompt_weight > 0.0 {
             for (_, row) in &mut rows {
                 weigh_prompt(row, stage.prompt_weight);

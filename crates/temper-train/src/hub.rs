@@ -48,9 +48,17 @@ impl HubName {
         if let Some(file) = &self.file {
             repo.get(file)
         } else {
+            // Whole or not there: a download that was cut short lacks the tokenizer or a shard.
             let config = repo.get("config.json")?;
-            let weights = repo.get("model.safetensors").or_else(|| repo.get("model.safetensors.index.json"));
-            weights.and_then(|_| config.parent().map(PathBuf::from))
+            repo.get("tokenizer.json")?;
+            if repo.get("model.safetensors").is_none() {
+                let index = std::fs::read(repo.get("model.safetensors.index.json")?).ok()?;
+                let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
+                for shard in index["weight_map"].as_object()?.values() {
+                    repo.get(shard.as_str()?)?;
+                }
+            }
+            config.parent().map(PathBuf::from)
         }
     }
 

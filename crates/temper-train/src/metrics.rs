@@ -14,7 +14,7 @@ pub const GRAD_NORM: &str = "grad_norm";
 pub const LEARNING_RATE: &str = "learning_rate";
 /// Passes over the data so far.
 pub const EPOCH: &str = "epoch";
-/// Tokens trained on so far in the stage, prompts included (offline: rows of the batch; online: prompts and completions).
+/// Tokens so far in the stage: offline, of the rows trained on; online, of prompts (once a group) and completions sampled.
 pub const NUM_TOKENS: &str = "num_tokens";
 /// Mean entropy of the predicted distribution over the step's scored tokens, nats.
 pub const ENTROPY: &str = "entropy";

@@ -32,15 +32,16 @@ struct Sums {
 /// Runs the stage from where `progress` says.
 pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progress: &mut Progress) -> Result<Outcome> {
     let seed = ctx.stage_seed(&stage.id);
-    let rows = examples::prepare(stage, ctx.tokenizer()?, seed)?;
+    let rows = examples::prepare(stage, ctx.tokenizer()?, learner.model.config.max_position_embeddings, seed)?;
+    progress.same_data(&stage.id, &rows.sizes)?;
     for note in examples::notes(stage, &rows) {
         ctx.note(&note);
     }
     let mut order = match progress.order.take() {
         Some(order) => order,
-        None => Order::new(&rows, split_seed(seed, &[ORDER]))?,
+        None => new_order(&rows, seed)?,
     };
-    let total = total_steps(stage, &rows);
+    let total = total_steps(stage, &rows, seed)?;
     ctx.stage_begin(&stage.id, "offline", total, progress.step);
     while progress.step < total {
         let begun = Instant::now();
@@ -177,19 +178,26 @@ fn finite(
     Err(Error::NotFinite { what, value, stage: stage.id.clone(), step: step + 1, batch })
 }
 
-/// Optimiser steps of a stage: as given, or as many as the epochs take.
-pub fn total_steps(stage: &OfflineStage, rows: &Rows) -> usize {
+fn new_order(rows: &Rows, seed: u64) -> Result<Order> {
+    Order::new(rows, split_seed(seed, &[ORDER]))
+}
+
+/// Optimiser steps of a stage: as given, or as many as it takes to draw the epochs' rows, found by drawing them.
+pub fn total_steps(stage: &OfflineStage, rows: &Rows, seed: u64) -> Result<usize> {
     if let Some(steps) = stage.steps {
-        return steps;
+        return Ok(steps);
     }
-    let per_epoch = match (stage.batch.examples, stage.batch.tokens) {
-        (Some(examples), _) => rows.rows.len() as f64 / examples as f64,
-        (None, tokens) => {
-            let all: usize = rows.rows.iter().map(|(_, r)| r.ids.len()).sum();
-            all as f64 / tokens.unwrap_or(1) as f64
-        }
-    };
-    (stage.epochs.unwrap_or(1.0) * per_epoch).ceil().max(1.0) as usize
+    let wanted = (stage.epochs.unwrap_or(1.0) * rows.rows.len() as f64).round().max(1.0) as usize;
+    if let Some(examples) = stage.batch.examples {
+        return Ok(wanted.div_ceil(examples));
+    }
+    let (mut order, mut progress) = (new_order(rows, seed)?, Progress::default());
+    let (mut drawn, mut steps) = (0, 0);
+    while drawn < wanted {
+        drawn += draw(stage, rows, &mut order, &mut progress).len();
+        steps += 1;
+    }
+    Ok(steps)
 }
 
 /// The rows of the next step. With a token budget, the row that no longer fits waits for the next step.

@@ -34,11 +34,12 @@ pub fn run(
     let seed = ctx.stage_seed(&stage.id);
     let sources = Sources::open(stage, seed, progress)?;
     let mut scorer = Scorer::new(&stage.rewards)?;
+    let context = learner.model.config.max_position_embeddings;
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
     while progress.step < stage.steps {
         let begun = Instant::now();
         let round = progress.step as u64;
-        let tasks = sources.draw(ctx, stage, progress)?;
+        let tasks = sources.draw(ctx, stage, context, progress)?;
         let mut groups =
             rollout::sample(ctx, &learner.model, stage, tasks, split_seed(seed, &[rollout::SAMPLE, round]))?;
         rollout::score(&mut scorer, &mut groups)?;
@@ -96,8 +97,10 @@ impl Update {
         metrics.set(names::LEARNING_RATE, self.lr);
         metrics.set(names::ENTROPY, self.entropy.mean().unwrap_or(0.0));
         for (name, value) in self.policy.entries() {
-            if name != names::ENTROPY {
-                metrics.set(name, value);
+            match name {
+                names::ENTROPY => {}
+                "policy_loss" => metrics.set(name, mean(value)),
+                _ => metrics.set(name, value),
             }
         }
     }

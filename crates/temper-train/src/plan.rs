@@ -35,6 +35,9 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
         plans.push(match stage {
             Stage::Tokenizer(s) => simple(&s.id, "tokenizer", vec![("vocabulary", s.vocab_size.to_string())]),
             Stage::Init(s) => {
+                if let Some(path) = &s.tokenizer {
+                    known.tokenizer = Some(crate::run::load_tokenizer(&hub::local(path)?)?);
+                }
                 known.config = Some(s.shape.plain(known.vocabulary(recipe)));
                 let count = known.config.as_ref().map_or(0, Config::parameter_count);
                 simple(&s.id, "init", vec![("parameters", grouped(count))])
@@ -110,7 +113,7 @@ impl Known {
             Stage::Tokenizer(s) => Some(s.vocab_size),
             _ => None,
         });
-        trained.or(self.tokenizer.as_ref().map(Tokenizer::vocab_size)).unwrap_or(0)
+        self.tokenizer.as_ref().map(Tokenizer::vocab_size).or(trained).unwrap_or(0)
     }
 }
 
@@ -148,10 +151,11 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         let steps = s.steps.map_or("as many as the epochs take".into(), |n| grouped(n as u64));
         return Ok(simple(&s.id, "offline", vec![("optimiser steps", steps)]));
     };
-    let rows = examples::prepare(s, tokenizer, temper_algo::split_seed(recipe.seed, &[]))?;
+    let context = known.config.as_ref().map_or(usize::MAX, |c| c.max_position_embeddings);
+    let rows = examples::prepare(s, tokenizer, context, recipe.stage_seed(&s.id))?;
     let tokens: usize = rows.rows.iter().map(|(_, r)| r.ids.len()).sum();
     let supervised: usize = rows.rows.iter().map(|(_, r)| r.supervised()).sum();
-    let steps = offline::total_steps(s, &rows);
+    let steps = offline::total_steps(s, &rows, recipe.stage_seed(&s.id))?;
     let mean = tokens as f64 / rows.rows.len().max(1) as f64;
     let per_step = s.batch.examples.map_or_else(
         || format!("at most {} tokens", grouped(s.batch.tokens.unwrap_or(0) as u64)),

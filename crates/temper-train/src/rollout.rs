@@ -101,17 +101,23 @@ impl Sources {
         if let Some(empty) = sets.iter().find(|s| s.len() == Some(0)) {
             return Err(Error::user(format!("`{}` has no tasks", empty.name()), "check its path and selection"));
         }
+        let sizes: Vec<usize> = sets.iter().map(|s| s.len().unwrap_or(0)).collect();
+        progress.same_data(&stage.id, &sizes)?;
         progress.cursors.resize(sets.len(), 0);
         Ok(Self { sets, shares: stage.tasks.iter().map(|t| t.share).collect(), seed })
     }
 
     /// The tasks of the next round with their prompts; prompts that are too long are passed over and counted.
+    ///
+    /// `context` is the model's longest sequence.
     pub fn draw(
         &self,
         ctx: &mut Context,
         stage: &OnlineStage,
+        context: usize,
         progress: &mut Progress,
     ) -> Result<Vec<(Task, Vec<u32>)>> {
+        let most = stage.max_prompt_tokens.min(context - 1);
         let mut drawn = vec![];
         let mut passed = 0;
         while drawn.len() < stage.prompts_per_step {
@@ -119,7 +125,8 @@ impl Sources {
             progress.drawn += 1;
             let task = self.task(source, progress)?;
             let prompt = encode_prompt(ctx.tokenizer()?, &task.prompt)?;
-            if prompt.len() <= stage.max_prompt_tokens {
+            if prompt.len() <= most {
+                passed = 0;
                 drawn.push((task, prompt));
                 continue;
             }
@@ -127,17 +134,16 @@ impl Sources {
             progress.too_long += 1;
             if progress.too_long == 1 || progress.too_long.is_power_of_two() {
                 ctx.note(&format!(
-                    "task `{}`: its prompt has {} tokens, `max_prompt_tokens` is {}; left out ({} so far)",
+                    "task `{}`: its prompt has {} tokens, the most is {most}; left out ({} so far)",
                     task.id,
                     prompt.len(),
-                    stage.max_prompt_tokens,
                     progress.too_long
                 ));
             }
             if passed > 1000 {
                 return Err(Error::user(
-                    format!("1000 prompts in a row are longer than `max_prompt_tokens` = {}", stage.max_prompt_tokens),
-                    "raise `max_prompt_tokens`",
+                    format!("1000 prompts in a row have more than {most} tokens"),
+                    "raise `max_prompt_tokens`, or use a model with a longer context",
                 ));
             }
         }

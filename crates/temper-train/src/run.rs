@@ -1,7 +1,8 @@
 //! A whole run: stage by stage, resumable at any moment.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use temper_data::{BpeOptions, Tokenizer, train_bpe};
 use temper_format::DType;
 use temper_format::atomic::DirWriter;
@@ -28,6 +29,9 @@ pub struct RunOptions {
 }
 
 /// Runs a checked recipe in `dir`.
+///
+/// The whole run is a task of rayon's current pool: an operation then forks from inside it, which is cheaper than handing
+/// each one over from outside.
 pub fn run(
     recipe: &Recipe,
     dir: &RunDir,
@@ -36,38 +40,53 @@ pub fn run(
     watch: &mut dyn Watch,
     stop: &Stop,
 ) -> Result<Outcome> {
+    rayon::scope(|_| stages(recipe, dir, options, ops, watch, stop))
+}
+
+fn stages(
+    recipe: &Recipe,
+    dir: &RunDir,
+    options: &RunOptions,
+    ops: &dyn Ops,
+    watch: &mut dyn Watch,
+    stop: &Stop,
+) -> Result<Outcome> {
     let found = open(recipe, dir, options)?;
-    dir.write_json(&dir.env(), &options.env)?;
+    let other_isa = write_env(dir, options, found.is_some())?;
     let state = found.as_ref().map(|f| f.state.clone()).unwrap_or_default();
     let mut ctx = Context::new(recipe, dir, state, ops, watch, stop)?;
     if found.is_some() {
         let (stage, step) = (ctx.state.stage, ctx.state.progress.step);
         let id = recipe.stage.get(stage).map_or("the end", |s| s.id());
         ctx.note(&format!("resumed at `{id}`, round {step}"));
+        if let Some(isa) = other_isa {
+            ctx.note(&format!("the run began on {isa}: from here on its bits differ from an uninterrupted run's"));
+        }
     }
-    let mut model = start_model(&mut ctx)?;
+    let first = ctx.state.stage;
+    let mut held = Held { model: None, of: None };
     if !ctx.state.measured_start {
-        if let Some(model) = &model {
-            eval::measure_all(&mut ctx, model, "start", &[])?;
+        if recipe.model.policy.is_some() {
+            let model = held.get(&mut ctx, Origin::Policy)?;
+            if eval::measure_all(&mut ctx, model, "start", &[])? == Outcome::Interrupted {
+                return Ok(Outcome::Interrupted);
+            }
         }
         ctx.state.measured_start = true;
         ctx.boundary()?;
     }
     let mut inside = found.filter(|f| f.state.progress != Progress::default());
-    for index in ctx.state.stage..recipe.stage.len() {
-        if ctx.stop_requested() {
-            ctx.boundary()?;
+    for index in first..recipe.stage.len() {
+        // A checkpoint exists here: the one of the stage before, or the one that was resumed.
+        if ctx.stop_requested() || stage(&mut ctx, index, &mut held, inside.take())? == Outcome::Interrupted {
             return Ok(Outcome::Interrupted);
-        }
-        let outcome = stage(&mut ctx, index, &mut model, inside.take())?;
-        if outcome == Outcome::Interrupted {
-            return Ok(outcome);
         }
         ctx.state.stage = index + 1;
         ctx.state.progress = Progress::default();
         ctx.boundary()?;
     }
-    if let Some(model) = &model {
+    if let Some(last) = (0..recipe.stage.len()).rev().find(|&i| recipe.stage[i].makes_model()) {
+        let model = held.get(&mut ctx, Origin::Stage(last))?;
         save(&ctx, model, &dir.model(), recipe.save_dtype)?;
     }
     dir.write_json(&dir.ledger(), &ctx.state.ledger)?;
@@ -109,37 +128,72 @@ fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
     ))
 }
 
-/// The model that the next stage starts from, and the tokenizer that goes with it.
-fn start_model(ctx: &mut Context) -> Result<Option<Model>> {
-    let recipe = ctx.recipe;
-    let index = ctx.state.stage;
-    // A tokenizer stage before an init stage leaves a tokenizer and no model.
-    let tokenizer_at = (0..index).rev().find(|&i| matches!(recipe.stage[i], Stage::Tokenizer(_)));
-    let parent = if index < recipe.stage.len() {
-        recipe.parent(index)
-    } else {
-        (0..index).rev().find(|&i| recipe.stage[i].makes_model())
+/// `env.json`: what the run began with, and what it was resumed with. Returns the instruction set that the run began on when
+/// it is another one now.
+fn write_env(dir: &RunDir, options: &RunOptions, resumed: bool) -> Result<Option<String>> {
+    let began = std::fs::read(dir.env()).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    let Some(mut env) = began.filter(|env| resumed && env.is_object()) else {
+        dir.write_json(&dir.env(), &options.env)?;
+        return Ok(None);
     };
-    match parent {
-        Some(i) => load(ctx, &ctx.dir.stage(recipe.stage[i].id())).map(Some),
-        None => {
-            if let Some(path) = recipe.model.policy.as_ref().and_then(|p| p.path.as_ref()) {
-                load(ctx, &hub::local(path)?).map(Some)
-            } else {
-                if let Some(i) = tokenizer_at {
-                    ctx.set_tokenizer(Tokenizer::from_dir(ctx.dir.stage(recipe.stage[i].id()))?);
-                }
-                Ok(None)
+    let other = env["isa"].as_str().filter(|isa| options.env["isa"] != **isa).map(String::from);
+    match env["resumed"].as_array_mut() {
+        Some(list) => list.push(options.env.clone()),
+        None => env["resumed"] = serde_json::json!([options.env]),
+    }
+    dir.write_json(&dir.env(), &env)?;
+    Ok(other)
+}
+
+/// Where a model comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The role `policy`.
+    Policy,
+    /// The stage with this index.
+    Stage(usize),
+}
+
+impl Origin {
+    fn of(parent: Option<usize>) -> Self {
+        parent.map_or(Self::Policy, Self::Stage)
+    }
+
+    fn path(self, ctx: &Context) -> Result<PathBuf> {
+        let missing = || Error::user("there is no model to start from", "add [model.policy] or an `init` stage");
+        match self {
+            Self::Stage(i) => Ok(ctx.dir.stage(ctx.recipe.stage[i].id())),
+            Self::Policy => {
+                let policy = ctx.recipe.model.policy.as_ref();
+                hub::local(policy.and_then(|p| p.path.as_ref()).ok_or_else(missing)?)
             }
         }
     }
 }
 
-/// Loads a model with its tokenizer and checks that they fit.
-fn load(ctx: &mut Context, path: &Path) -> Result<Model> {
-    let (model, tokenizer) = load_model(ctx.ops(), path)?;
-    ctx.set_tokenizer(tokenizer);
-    Ok(model)
+/// The model in memory, and whose it is. The context's tokenizer goes with it.
+struct Held {
+    model: Option<Model>,
+    of: Option<Origin>,
+}
+
+impl Held {
+    /// The model of `of`, loaded unless it is the one in memory.
+    fn get(&mut self, ctx: &mut Context, of: Origin) -> Result<&mut Model> {
+        if self.of != Some(of) || self.model.is_none() {
+            self.model = None;
+            temper_tensor::buf::trim();
+            let (model, tokenizer) = load_model(ctx.ops(), &of.path(ctx)?)?;
+            ctx.set_tokenizer(tokenizer);
+            self.of = Some(of);
+            return Ok(self.model.insert(model));
+        }
+        self.model.as_mut().ok_or_else(|| Error::user("there is no model to start from", "add [model.policy]"))
+    }
+
+    fn set(&mut self, model: Model, stage: usize) {
+        (self.model, self.of) = (Some(model), Some(Origin::Stage(stage)));
+    }
 }
 
 /// Loads a model and its tokenizer from a Hugging Face directory or a GGUF file.
@@ -197,38 +251,40 @@ fn save(ctx: &Context, model: &Model, target: &Path, dtype: SaveDtype) -> Result
     Ok(())
 }
 
-/// Runs one stage. `model` is the parent's model before, and the stage's own after.
-fn stage(ctx: &mut Context, index: usize, model: &mut Option<Model>, found: Option<Found>) -> Result<Outcome> {
-    let recipe = ctx.recipe;
-    let this = &recipe.stage[index];
-    if this.from().is_some() && found.is_none() {
-        *model = start_model(ctx)?;
-    }
+/// Runs one stage. `held` has the parent's model before (or loads it), and the stage's own after.
+fn stage(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>) -> Result<Outcome> {
+    let this = &ctx.recipe.stage[index];
     match this {
         Stage::Tokenizer(s) => tokenizer(ctx, s).map(|()| Outcome::Done),
         Stage::Init(s) => {
-            *model = Some(init(ctx, s)?);
-            finish(ctx, model.as_ref(), this)
+            let model = init(ctx, s, index)?;
+            save(ctx, &model, &ctx.dir.stage(&s.id), SaveDtype::F32)?;
+            held.set(model, index);
+            Ok(Outcome::Done)
         }
         Stage::Evaluate(s) => {
             ctx.stage_begin(&s.id, "evaluate", 0, 0);
-            let model = model.as_ref().ok_or_else(|| no_model(&s.id))?;
-            eval::measure_all(ctx, model, &s.id, &s.tasks)?;
-            Ok(Outcome::Done)
+            let model = held.get(ctx, Origin::of(ctx.recipe.parent(index)))?;
+            eval::measure_all(ctx, model, &s.id, &s.tasks)
         }
-        Stage::Offline(_) | Stage::Online(_) => train(ctx, this, model, found),
+        Stage::Offline(_) | Stage::Online(_) => train(ctx, index, held, found),
     }
 }
 
-fn no_model(id: &str) -> Error {
-    Error::user(
-        format!("stage `{id}` has no model to start from"),
-        "put a stage of kind `init` before it, or add [model.policy]",
-    )
+/// Trains, keeps the model in `stages/<id>/`, and measures it.
+fn train(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>) -> Result<Outcome> {
+    let this = &ctx.recipe.stage[index];
+    held.get(ctx, Origin::of(ctx.recipe.parent(index)))?;
+    let Some(start) = held.model.take() else { return Ok(Outcome::Done) };
+    let (model, outcome) = trained(ctx, this, start, found)?;
+    held.set(model, index);
+    let Some(model) = held.model.as_ref().filter(|_| outcome == Outcome::Done) else { return Ok(outcome) };
+    save(ctx, model, &ctx.dir.stage(this.id()), SaveDtype::F32)?;
+    eval::measure_all(ctx, model, this.id(), &[])
 }
 
-fn train(ctx: &mut Context, this: &Stage, model: &mut Option<Model>, found: Option<Found>) -> Result<Outcome> {
-    let start = model.take().ok_or_else(|| no_model(this.id()))?;
+/// Runs the stage's loop; gradients, moments and reference are gone when it returns.
+fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) -> Result<(Model, Outcome)> {
     let reference = match this {
         Stage::Online(s) => reference(ctx, s, &start)?,
         _ => None,
@@ -236,9 +292,8 @@ fn train(ctx: &mut Context, this: &Stage, model: &mut Option<Model>, found: Opti
     let mut learner = Learner::new(ctx.ops(), start)?;
     let mut progress = Progress::default();
     if let Some(found) = found
-        && let Some(adam) = found.restore(ctx.ops(), &mut learner.model)?
+        && found.restore(ctx.ops(), &mut learner)?
     {
-        learner.adam = adam;
         progress = found.state.progress.clone();
     }
     let outcome = match this {
@@ -246,18 +301,9 @@ fn train(ctx: &mut Context, this: &Stage, model: &mut Option<Model>, found: Opti
         Stage::Online(s) => online::run(ctx, &mut learner, reference.as_ref(), s, &mut progress)?,
         _ => Outcome::Done,
     };
-    *model = Some(learner.model);
-    if outcome == Outcome::Done { finish(ctx, model.as_ref(), this) } else { Ok(outcome) }
-}
-
-/// Keeps a stage's model and measures it.
-fn finish(ctx: &mut Context, model: Option<&Model>, this: &Stage) -> Result<Outcome> {
-    let model = model.ok_or_else(|| no_model(this.id()))?;
-    save(ctx, model, &ctx.dir.stage(this.id()), SaveDtype::F32)?;
-    if this.trains() {
-        eval::measure_all(ctx, model, this.id(), &[])?;
-    }
-    Ok(Outcome::Done)
+    let Learner { model, .. } = learner;
+    temper_tensor::buf::trim();
+    Ok((model, outcome))
 }
 
 /// The frozen reference of an online stage, where its objective needs one.
@@ -306,15 +352,19 @@ fn tokenizer(ctx: &mut Context, s: &TokenizerStage) -> Result<()> {
     let aside = DirWriter::create(ctx.dir.stage(&s.id))?;
     made.save(aside.path())?;
     aside.commit()?;
-    ctx.set_tokenizer(made);
     Ok(())
 }
 
-fn init(ctx: &mut Context, s: &InitStage) -> Result<Model> {
+/// Makes a model for the stage's tokenizer, or the one that the closest `tokenizer` stage before made.
+fn init(ctx: &mut Context, s: &InitStage, index: usize) -> Result<Model> {
     ctx.stage_begin(&s.id, "init", 0, 0);
-    if let Some(path) = &s.tokenizer {
-        ctx.set_tokenizer(Tokenizer::from_dir(Path::new(path))?);
-    }
+    let made = ctx.recipe.stage[..index].iter().rev().find(|t| matches!(t, Stage::Tokenizer(_)));
+    let path = match (&s.tokenizer, made) {
+        (Some(path), _) => hub::local(path)?,
+        (None, Some(stage)) => ctx.dir.stage(stage.id()),
+        (None, None) => return Err(Error::user(format!("stage `{}` has no tokenizer", s.id), "set `tokenizer`")),
+    };
+    ctx.set_tokenizer(load_tokenizer(&path)?);
     let config = s.shape.config(ctx.tokenizer()?)?;
     Ok(Model::init(ctx.ops(), &config, ctx.stage_seed(&s.id))?)
 }

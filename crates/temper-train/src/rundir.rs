@@ -11,6 +11,9 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
+/// What a run may have put into its directory before its recipe was there.
+const OURS: [&str; 2] = ["checkpoints", "stages"];
+
 /// Paths inside a run directory.
 #[derive(Debug, Clone)]
 pub struct RunDir {
@@ -63,7 +66,8 @@ impl RunDir {
 
     /// Makes the directory. One that holds anything else than a begun run is refused.
     pub fn create(&self) -> Result<()> {
-        let foreign = || fs::read_dir(&self.root).is_ok_and(|mut d| d.next().is_some());
+        let ours = |e: fs::DirEntry| e.file_name().to_str().is_some_and(|n| OURS.contains(&n) || n.starts_with('.'));
+        let foreign = || fs::read_dir(&self.root).is_ok_and(|d| d.flatten().any(|e| !ours(e)));
         if !self.begun() && foreign() {
             return Err(Error::user(
                 format!("`{}` exists and is not empty, and no run was begun there", self.root.display()),
@@ -72,7 +76,16 @@ impl RunDir {
         }
         let make = |path: PathBuf| fs::create_dir_all(&path).map_err(|e| Error::io(&path, e));
         make(self.checkpoints())?;
+        self.sweep();
         make(self.root.join("stages"))
+    }
+
+    /// Removes what a killed process left of a checkpoint in the making. Best effort: it only costs room.
+    fn sweep(&self) {
+        let half = |e: &fs::DirEntry| e.path().extension().is_some_and(|x| x == "aside");
+        for entry in fs::read_dir(self.checkpoints()).into_iter().flatten().flatten().filter(half) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 
     /// Writes a JSON file whole or not at all.

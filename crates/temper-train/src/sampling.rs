@@ -12,7 +12,8 @@ impl Generation {
     }
 }
 
-/// The engine's sampling rules; every end-of-sequence and end-of-turn token of the tokenizer stops.
+/// The engine's sampling rules. Every end-of-sequence and end-of-turn token of the tokenizer stops, and so does a stop
+/// string that is a token itself (a special one never shows in the text).
 pub fn sampling(rules: &Generation, tokenizer: &Tokenizer) -> Sampling {
     Sampling {
         temperature: rules.temperature,
@@ -20,7 +21,12 @@ pub fn sampling(rules: &Generation, tokenizer: &Tokenizer) -> Sampling {
         top_p: rules.top_p,
         min_p: rules.min_p,
         max_tokens: rules.max_tokens,
-        stop_ids: tokenizer.eos_ids().to_vec(),
+        stop_ids: tokenizer
+            .eos_ids()
+            .iter()
+            .copied()
+            .chain(rules.stop.iter().filter_map(|s| tokenizer.token_to_id(s)))
+            .collect(),
     }
 }
 

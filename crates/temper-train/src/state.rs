@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use temper_data::History;
 
+use crate::error::{Error, Result};
 use crate::examples::Order;
 use crate::ledger::Ledger;
 
@@ -17,6 +18,8 @@ pub struct Progress {
     pub drawn: u64,
     /// Tokens trained on.
     pub num_tokens: u64,
+    /// Rows or tasks of each source when the stage began (0: endless): a resume needs the same.
+    pub sizes: Vec<usize>,
     /// Data cursor of an offline stage.
     pub order: Option<Order>,
     /// A row that was drawn and did not fit the step before.
@@ -25,6 +28,23 @@ pub struct Progress {
     pub cursors: Vec<u64>,
     /// Tasks left out so far because their prompt was too long.
     pub too_long: u64,
+}
+
+impl Progress {
+    /// Notes the sizes of the stage's sources, or compares them with those that it began with.
+    pub fn same_data(&mut self, stage: &str, sizes: &[usize]) -> Result<()> {
+        if self.step > 0 && self.sizes != sizes {
+            return Err(Error::user(
+                format!(
+                    "the data of stage `{stage}` has changed: it had {:?} rows a source, now {sizes:?}",
+                    self.sizes
+                ),
+                "restore the files that the run began with, or start afresh with another --out",
+            ));
+        }
+        self.sizes = sizes.to_vec();
+        Ok(())
+    }
 }
 
 /// Everything small that a checkpoint holds.

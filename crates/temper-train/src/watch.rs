@@ -73,7 +73,7 @@ pub enum Event<'a> {
 }
 
 /// Receives the events of a run.
-pub trait Watch {
+pub trait Watch: Send {
     /// Called in the order of events.
     fn event(&mut self, event: &Event<'_>);
 }

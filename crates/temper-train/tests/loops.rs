@@ -241,3 +241,65 @@ fn the_ledger_holds_every_task_after_every_training_stage() {
     assert!(cells.iter().all(|c| c["n"] == 4 && c["low"].as_f64() <= c["accuracy"].as_f64()));
     assert_eq!(cells[1]["change"]["against"], "sft");
 }
+
+#[test]
+fn a_stop_right_after_a_resume_keeps_the_checkpoint() {
+    let (_base, whole) = fresh();
+    go(&whole, &[]).unwrap();
+    let (_base, dir) = fresh();
+    let recipe = parsed(RECIPE, &[]);
+    let options = RunOptions { resume: true, ..RunOptions::default() };
+    let attempt = |rounds: usize| {
+        let stop = Stop::new();
+        if rounds == 0 {
+            stop.request();
+        }
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(rounds, &stop), &stop).unwrap()
+    };
+    assert_eq!(attempt(3), Outcome::Interrupted);
+    assert_eq!(attempt(0), Outcome::Interrupted);
+    assert_eq!(attempt(99), Outcome::Done);
+    same_run(&whole, &dir);
+}
+
+#[test]
+fn an_evaluation_of_an_earlier_stage_changes_nothing_for_the_later_ones() {
+    let (_base, plain) = fresh();
+    go(&plain, &[]).unwrap();
+    let (_base, dir) = fresh();
+    let text = RECIPE.replace(
+        "[[stage]]\nid = \"grpo\"",
+        "[[stage]]\nid = \"look\"\nkind = \"evaluate\"\nfrom = \"init\"\n\n[[stage]]\nid = \"grpo\"",
+    );
+    let recipe = parsed(&text, &[]);
+    run(&recipe, &RunDir::at(&dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
+    assert!(bits(&plain, "model/model.safetensors") == bits(&dir, "model/model.safetensors"));
+    let ledger: Value = serde_json::from_slice(&bits(&dir, "ledger.json")).unwrap();
+    assert_eq!(ledger["stages"], serde_json::json!(["sft", "look", "grpo"]));
+}
+
+#[test]
+fn epochs_with_a_token_budget_draw_every_row() {
+    let (_base, dir) = fresh();
+    let text = RECIPE.replace("batch = { examples = 6 }\nsteps = 4", "batch = { tokens = 70 }\nepochs = 2");
+    let recipe = parsed(&text, &[]);
+    run(&recipe, &RunDir::at(&dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
+    let last = number(lines(&dir, "sft").last().unwrap(), "epoch");
+    assert!((2.0..2.2).contains(&last), "{last}");
+}
+
+#[test]
+fn a_stage_that_needs_another_batch_of_files_says_so() {
+    let (_base, dir) = fresh();
+    let data = dir.parent().unwrap().join("rows.jsonl");
+    let row = "{\"prompt\":\"a\",\"completion\":\"b\"}\n";
+    fs::write(&data, row.repeat(8)).unwrap();
+    let source = format!("stage.sft.data=[{{kind=\"file\",path=\"{}\"}}]", data.display());
+    let recipe = parsed(RECIPE, &[&source, "stage.sft.checkpoint_every=1"]);
+    let stop = Stop::new();
+    let options = RunOptions { resume: true, ..RunOptions::default() };
+    run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(2, &stop), &stop).unwrap();
+    fs::write(&data, row.repeat(5)).unwrap();
+    let error = run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap_err();
+    assert!(error.to_string().contains("it had [8] rows a source, now [5]"), "{error}");
+}

@@ -129,7 +129,7 @@ impl<W: Write> Progress<W> {
     }
 }
 
-impl<W: Write> Watch for Progress<W> {
+impl<W: Write + Send> Watch for Progress<W> {
     fn event(&mut self, event: &Event<'_>) {
         match event {
             Event::StageBegin { id, kind, index, of, steps, done } => {

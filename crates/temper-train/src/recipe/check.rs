@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use temper_algo::Needs;
 
 use super::{
-    DataSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe, Stage,
+    DataSource, EvalSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe,
+    Stage,
 };
 
 /// How bad a problem is.
@@ -100,7 +101,8 @@ fn recipe_problems(recipe: &Recipe, found: &mut Found) {
         }
     }
     let mut ids = BTreeSet::new();
-    for (task, _) in recipe.eval_tasks() {
+    let more = recipe.stage.iter().flat_map(|s| if let Stage::Evaluate(s) = s { s.tasks.as_slice() } else { &[] });
+    for task in recipe.eval_tasks().map(|(t, _)| t).chain(more) {
         if !ids.insert(&task.id) {
             found.error("recipe", format!("two evaluation tasks have the id `{}`", task.id), "give each its own id");
         }
@@ -167,6 +169,14 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
     match stage {
         Stage::Tokenizer(s) => {
             data_problems(&at, &s.data, found);
+            if s.data.iter().any(|d| d.share().is_some()) {
+                found.error(&at, "`share` has no effect: all texts of all sources are used", "remove it");
+            }
+            let after = &recipe.stage[index + 1..];
+            let used = after.iter().find(|s| matches!(s, Stage::Init(_) | Stage::Tokenizer(_)));
+            if !matches!(used, Some(Stage::Init(s)) if s.tokenizer.is_none()) {
+                found.error(&at, "no `init` stage after it uses the tokenizer", "put a stage of kind `init` behind it");
+            }
             let least = 256 + s.special_tokens.as_ref().map_or(3, Vec::len);
             if s.vocab_size < least {
                 found.error(
@@ -192,6 +202,9 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
                     "there is no tokenizer",
                     "set `tokenizer` to a directory, or put a stage of kind `tokenizer` before it",
                 );
+            }
+            if let Err(e) = s.shape.plain(1024).validate() {
+                found.error(&at, format!("shape: {e}"), "see `temper recipe schema`");
             }
         }
         Stage::Offline(s) => offline_problems(&at, s, found),
@@ -356,9 +369,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
 
 fn generation_problems(at: &str, g: &Generation, found: &mut Found) {
     found.positive(at, "max_tokens", g.max_tokens);
-    if !(g.temperature >= 0.0 && g.temperature.is_finite()) {
-        found.error(at, format!("`temperature` is {}", g.temperature), "`temperature` is 0 (greedy) or more");
-    }
+    temperature_problem(at, g.temperature, found);
     if g.top_k == Some(0) {
         found.error(at, "`top_k` is 0", "leave it out to sample from the whole vocabulary");
     }
@@ -395,8 +406,28 @@ fn eval_problems(at: &str, task: &EvalTask, found: &mut Found) {
             "set a temperature, or `samples = 1`",
         );
     }
-    if task.temperature.is_some_and(|t| !(t >= 0.0 && t.is_finite())) {
-        found.error(at, "`temperature` is not a number of 0 or more", "use 0 for greedy decoding");
+    if let Some(temperature) = task.temperature {
+        temperature_problem(at, temperature, found);
+    }
+    if task.stop.iter().any(String::is_empty) {
+        found.error(at, "a `stop` string is empty", "remove it");
+    }
+    let likelihood = match &task.source {
+        EvalSource::Nll { .. } => true,
+        EvalSource::Tasks { tasks } => matches!(tasks, temper_env::TaskSource::Blimp(_)),
+    };
+    if likelihood && (task.samples != 1 || task.temperature.is_some() || !task.stop.is_empty()) {
+        found.error(
+            at,
+            "`samples`, `temperature` and `stop` have no effect: nothing is sampled, likelihoods are compared",
+            "remove them",
+        );
+    }
+}
+
+fn temperature_problem(at: &str, temperature: f32, found: &mut Found) {
+    if temperature != 0.0 && !(temperature >= 1e-3 && temperature.is_finite()) {
+        found.error(at, format!("`temperature` is {temperature}"), "use 0 for greedy decoding, or 0.001 and more");
     }
 }
 

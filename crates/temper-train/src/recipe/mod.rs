@@ -68,6 +68,11 @@ impl Recipe {
         }
     }
 
+    /// The seed of a stage: a function of the run's seed and the stage's name.
+    pub fn stage_seed(&self, stage: &str) -> u64 {
+        temper_algo::split_seed(self.seed, &stage.bytes().map(u64::from).collect::<Vec<u64>>())
+    }
+
     /// The JSON schema of a recipe, for editors (`temper recipe schema`).
     pub fn schema() -> serde_json::Value {
         schemars::schema_for!(Recipe).to_value()
