@@ -55,9 +55,9 @@ fn data(error: &temper_data::Error) -> Option<&'static str> {
         Error::TemplateSyntax(_) | Error::Render(_) => Some(
             "the template is chat_template.jinja beside the model, or stands in its tokenizer_config.json: mend it there",
         ),
-        Error::NothingSupervised { .. } => {
-            Some("are there assistant turns, and do they fit in `max_tokens`? `mask = \"all\"` trains on every token")
-        }
+        Error::NothingSupervised { .. } => Some(
+            "are there assistant turns, and do they fit in `max_tokens` and the model's context? `mask = \"all\"` trains on every token",
+        ),
         Error::Storage(error) => format(error),
         _ => None,
     }

@@ -16,7 +16,7 @@ pub(crate) fn listen() -> anyhow::Result<&'static Stop> {
         }
         STOP.request();
         let clear = if stderr_is_live() { "\r\x1b[2K" } else { "" };
-        say(&format!("{clear}stopping after this round, with a checkpoint (Ctrl-C again aborts at once)"));
+        say(&format!("{clear}stopping after this round or measurement (Ctrl-C again aborts at once)"));
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(&STOP)

@@ -69,7 +69,7 @@ fn ledger(dir: &RunDir) -> anyhow::Result<Ledger> {
 /// A checkpoint is there; a report that cannot be made now can be made later.
 fn interrupted(dir: &RunDir, resumed: bool) -> anyhow::Result<Exit> {
     let report = report::write(dir.root());
-    say(&format!("interrupted after a checkpoint; to go on, {}", again(resumed)));
+    say(&format!("interrupted; to go on from the last checkpoint, {}", again(resumed)));
     match report {
         Ok(path) => data(&format!("{}\n", path.display()))?,
         Err(error) => say(&format!("no report yet: {error:#}")),
