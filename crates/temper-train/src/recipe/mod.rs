@@ -1,7 +1,7 @@
 //! The recipe: one TOML file that says everything a run does.
 //!
-//! [`RecipeFile`] is what a person types; [`load`] applies `--set` overrides, fills in every default and
-//! returns the [`Recipe`] that the run directory keeps. [`check`] reports all problems at once, before any weight is
+//! [`load`] reads what a person typed, applies `--set` overrides, fills in every default and returns the [`Recipe`] that the
+//! run directory keeps. [`check`] reports all problems at once, before any weight is
 //! loaded.
 
 mod check;
