@@ -34,15 +34,15 @@ pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progr
     let seed = ctx.stage_seed(&stage.id);
     let rows = examples::prepare(stage, ctx.tokenizer()?, learner.model.config.max_position_embeddings, seed)?;
     progress.same_data(&stage.id, &rows.sizes)?;
-    for note in examples::notes(stage, &rows) {
-        ctx.note(&note);
-    }
     let mut order = match progress.order.take() {
         Some(order) => order,
         None => new_order(&rows, seed)?,
     };
     let total = total_steps(stage, &rows, seed)?;
     ctx.stage_begin(&stage.id, "offline", total, progress.step);
+    for note in examples::notes(stage, &rows) {
+        ctx.note(&note);
+    }
     while progress.step < total {
         let begun = Instant::now();
         let picked = draw(stage, &rows, &mut order, progress);

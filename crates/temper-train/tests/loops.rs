@@ -303,3 +303,33 @@ fn a_stage_that_needs_another_batch_of_files_says_so() {
     let error = run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap_err();
     assert!(error.to_string().contains("it had [8] rows a source, now [5]"), "{error}");
 }
+
+#[test]
+fn settings_that_cannot_work_are_found_before_anything_runs() {
+    let problems = |set: &str| {
+        let recipe = recipe::parse(RECIPE, Path::new("loops.toml"), &[set.to_string()]).unwrap();
+        let found = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error);
+        found.map(|p| format!("{}: {} ({})", p.at, p.what, p.hint)).collect::<Vec<_>>().join("\n")
+    };
+    for (set, word) in [
+        ("stage.sft.batch.examples=9000000000000000000", "batch.examples"),
+        ("stage.grpo.prompts_per_step=1000000000000", "prompts_per_step"),
+        ("stage.grpo.samples_per_prompt=1", "at least 2 rollouts"),
+        ("stage.tokenizer.vocab_size=1000000000000", "vocab_size"),
+        ("stage.init.shape.heads=3", "head"),
+        ("stage.sft.data.0.tasks.levels=[9]", "level"),
+        ("stage.sft.data.0.tasks.families=[]", "families"),
+        ("stage.sft.epochs=2", "steps"),
+        ("stage.sft.prompt_weight=2", "prompt_weight"),
+        ("stage.grpo.sampling.temperature=1e-30", "temperature"),
+        ("stage.grpo.sampling.stop=[\"\"]", "stop"),
+        ("stage.grpo.rewards=[{name=\"a\",kind=\"verifier\"},{name=\"a\",kind=\"verifier\"}]", "same name"),
+        ("stage.grpo.objective={kl={beta=0.1}}", "reference"),
+        ("model.reference.policy_at=stage_start", "no effect"),
+        ("stage.grpo.from=nowhere", "nowhere"),
+        ("retain.copying.samples=0", "samples"),
+    ] {
+        let text = problems(set);
+        assert!(text.contains(word), "{set}: {text}");
+    }
+}

@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 
 use temper_algo::Needs;
+use temper_env::TaskSource;
 
 use super::{
     DataSource, EvalSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe,
     Stage,
 };
+
+/// The largest count that a recipe may ask for.
+const MOST: usize = 100_000_000;
 
 /// How bad a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,9 +66,18 @@ impl Found {
             self.error(&format!("{at}, `{part}.{}`", p.field), p.message, p.hint);
         }
     }
+    /// A count: at least 1, and no more than anybody means (so that no size overflows or fills the memory).
     fn positive(&mut self, at: &str, name: &str, value: usize) {
-        if value == 0 {
-            self.error(at, format!("`{name}` is 0"), format!("give `{name}` a value of 1 or more"));
+        if value == 0 || value > MOST {
+            self.error(at, format!("`{name}` is {value}"), format!("give `{name}` a value from 1 to {MOST}"));
+        }
+    }
+    /// Settings of a task source that need no file.
+    fn tasks(&mut self, at: &str, source: &TaskSource) {
+        if source.paths().is_empty()
+            && let Err(e) = source.open(0)
+        {
+            self.error(at, e.to_string(), "see `temper env list`");
         }
     }
     fn exactly_one(&mut self, at: &str, names: &str, given: usize) {
@@ -177,6 +190,7 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
             if !matches!(used, Some(Stage::Init(s)) if s.tokenizer.is_none()) {
                 found.error(&at, "no `init` stage after it uses the tokenizer", "put a stage of kind `init` behind it");
             }
+            found.positive(&at, "vocab_size", s.vocab_size);
             let least = 256 + s.special_tokens.as_ref().map_or(3, Vec::len);
             if s.vocab_size < least {
                 found.error(
@@ -234,8 +248,9 @@ fn data_problems(at: &str, data: &[DataSource], found: &mut Found) {
         if source.share().is_some_and(|s| !(s > 0.0 && s.is_finite())) {
             found.error(at, format!("a `share` is {}", source.share().unwrap_or(0.0)), "shares are above 0");
         }
-        if let DataSource::Tasks { n, .. } = source {
+        if let DataSource::Tasks { n, tasks, .. } = source {
             found.positive(at, "n", *n);
+            found.tasks(at, tasks);
         }
         if let DataSource::File { prompt, answer, .. } = source
             && prompt.is_some() != answer.is_some()
@@ -301,6 +316,11 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     if s.tasks.iter().any(|t| !(t.share > 0.0 && t.share.is_finite())) {
         found.error(at, "a task source has a `share` that is not above 0", "shares are above 0");
+    }
+    s.tasks.iter().for_each(|t| found.tasks(at, &t.source));
+    let names: BTreeSet<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
+    if names.len() < s.rewards.len() {
+        found.error(at, "two rewards have the same name", "give each its own: metrics are logged under it");
     }
     if s.rewards.is_empty() {
         found.error(at, "`rewards` is empty", "add one, such as `{ name = \"correct\", kind = \"verifier\" }`");
@@ -414,7 +434,10 @@ fn eval_problems(at: &str, task: &EvalTask, found: &mut Found) {
     }
     let likelihood = match &task.source {
         EvalSource::Nll { .. } => true,
-        EvalSource::Tasks { tasks } => matches!(tasks, temper_env::TaskSource::Blimp(_)),
+        EvalSource::Tasks { tasks } => {
+            found.tasks(at, tasks);
+            matches!(tasks, TaskSource::Blimp(_))
+        }
     };
     if likelihood && (task.samples != 1 || task.temperature.is_some() || !task.stop.is_empty()) {
         found.error(
