@@ -91,7 +91,7 @@ fn locate(value: &Value) -> Result<(), String> {
     let tables = |key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     for (i, stage) in tables("stage").into_iter().enumerate() {
         let at = name(&stage, "stage", i);
-        stage.try_into::<super::Stage>().map_err(|e| format!("{at}: {}", tidy(&e)))?;
+        stage_fits(stage).map_err(|why| format!("{at}: {why}"))?;
     }
     for key in ["target", "retain"] {
         for (i, task) in tables(key).into_iter().enumerate() {
@@ -100,6 +100,29 @@ fn locate(value: &Value) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Reads a stage as the kind that it names: through the tagged enum, a message would not say which key is wrong.
+fn stage_fits(stage: Value) -> Result<(), String> {
+    let Value::Table(mut table) = stage else { return Err(format!("expected a table, found a {}", stage.type_str())) };
+    let kind = table.remove("kind");
+    let table = Value::Table(table);
+    match kind.as_ref().and_then(Value::as_str) {
+        Some("tokenizer") => fits::<super::TokenizerStage>(table),
+        Some("init") => fits::<super::InitStage>(table),
+        Some("offline") => fits::<super::OfflineStage>(table),
+        Some("online") => fits::<super::OnlineStage>(table),
+        Some("evaluate") => fits::<super::EvaluateStage>(table),
+        other => Err(format!(
+            "`kind` is {}, expected tokenizer, init, offline, online or evaluate",
+            other.map_or("missing".into(), |k| format!("`{k}`"))
+        )),
+    }
+}
+
+fn fits<T: serde::de::DeserializeOwned>(table: Value) -> Result<(), String> {
+    // The parser's own words have the key on a line of its own: "in `steps`".
+    table.try_into::<T>().map(|_| ()).map_err(|e| e.to_string().trim().replace('\n', " "))
 }
 
 /// Applies one `a.b.c=value` override. A step into an array of tables is the `id` of an element or its number from 0.
@@ -169,6 +192,20 @@ mod tests {
         assert_eq!(v["stage"][0]["optimizer"]["lr"].as_float(), Some(1e-4));
         assert_eq!(v["stage"][0]["steps"].as_integer(), Some(9));
         assert_eq!(v["model"]["policy"]["path"].as_str(), Some("models/x"));
+    }
+
+    #[test]
+    fn a_wrong_stage_names_the_stage_and_the_key() {
+        let wrong = |stage: &str| {
+            let text = format!("name = \"x\"\n[[stage]]\nid = \"sft\"\n{stage}");
+            parse(&text, Path::new("x.toml"), &[]).unwrap_err().to_string()
+        };
+        let text = wrong("kind = \"evaluate\"\ntasks = 3");
+        assert!(text.contains("stage `sft`") && text.contains("tasks"), "{text}");
+        let text = wrong("kind = \"evaluate\"\nlerning_rate = 3");
+        assert!(text.contains("lerning_rate") && text.contains("expected"), "{text}");
+        assert!(wrong("kind = \"sft\"").contains("expected tokenizer, init, offline, online or evaluate"));
+        assert!(wrong("").contains("`kind` is missing"));
     }
 
     #[test]
