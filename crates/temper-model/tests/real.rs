@@ -45,7 +45,7 @@ fn agrees_with_pytorch() {
         if let Ok(expected) = golden.read_f32(&format!("grad.{}", param.name)) {
             let error = relative(&values(&grads, id), &expected);
             eprintln!("gradient of {} differs by {error:e}", param.name);
-            assert!(error < 5e-4, "{}: {error:e}", param.name);
+            assert!(error < 5e-5, "{}: {error:e}", param.name);
         }
     }
 
