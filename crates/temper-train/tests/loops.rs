@@ -328,8 +328,37 @@ fn settings_that_cannot_work_are_found_before_anything_runs() {
         ("model.reference.policy_at=stage_start", "no effect"),
         ("stage.grpo.from=nowhere", "nowhere"),
         ("retain.copying.samples=0", "samples"),
+        ("retain.copying={id=\"n\",source={kind=\"nll\",path=\"x\"},max_tokens=9}", "no effect"),
     ] {
         let text = problems(set);
         assert!(text.contains(word), "{set}: {text}");
     }
+}
+
+#[test]
+fn a_run_killed_before_its_recipe_was_written_can_begin_again() {
+    let (_base, dir) = fresh();
+    fs::create_dir_all(dir.join("checkpoints/.0000-00000000.aside")).unwrap();
+    fs::create_dir_all(dir.join("stages")).unwrap();
+    assert_eq!(go(&dir, &["stage.sft.steps=1", "stage.grpo.steps=1"]).unwrap(), Outcome::Done);
+    assert!(!dir.join("checkpoints/.0000-00000000.aside").exists(), "what was left half-written is swept");
+
+    let (_base, other) = fresh();
+    fs::create_dir_all(&other).unwrap();
+    fs::write(other.join("thesis.txt"), "mine").unwrap();
+    assert!(go(&other, &[]).unwrap_err().to_string().contains("not empty"));
+}
+
+#[test]
+fn a_resume_is_recorded_beside_what_the_run_began_with() {
+    let (_base, dir) = fresh();
+    let recipe = parsed(RECIPE, &[]);
+    let attempt = |isa: &str, rounds: usize| {
+        let stop = Stop::new();
+        let options = RunOptions { resume: true, env: serde_json::json!({ "isa": isa }) };
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(rounds, &stop), &stop).unwrap()
+    };
+    assert_eq!((attempt("one", 2), attempt("two", 99)), (Outcome::Interrupted, Outcome::Done));
+    let env: Value = serde_json::from_slice(&bits(&dir, "env.json")).unwrap();
+    assert_eq!(env, serde_json::json!({ "isa": "one", "resumed": [{ "isa": "two" }] }));
 }

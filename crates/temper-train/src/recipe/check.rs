@@ -439,10 +439,11 @@ fn eval_problems(at: &str, task: &EvalTask, found: &mut Found) {
             matches!(tasks, TaskSource::Blimp(_))
         }
     };
-    if likelihood && (task.samples != 1 || task.temperature.is_some() || !task.stop.is_empty()) {
+    let sampled = task.samples != 1 || task.temperature.is_some() || !task.stop.is_empty() || task.max_tokens != 64;
+    if likelihood && sampled {
         found.error(
             at,
-            "`samples`, `temperature` and `stop` have no effect: nothing is sampled, likelihoods are compared",
+            "`samples`, `temperature`, `max_tokens` and `stop` have no effect: nothing is sampled, likelihoods are compared",
             "remove them",
         );
     }
