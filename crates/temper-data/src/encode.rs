@@ -45,6 +45,8 @@ pub struct Encoded {
     pub weights: Vec<f32>,
     /// Whether the end was cut off.
     pub truncated: bool,
+    /// Whether the last token is an end token that the row's own text does not have.
+    pub end_added: bool,
     /// Turns of the model that are not trained because the chat template writes them differently once the
     /// conversation goes on, so that they are not what the model would have generated.
     pub rewritten_turns: usize,
@@ -55,6 +57,14 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// Takes the added end token off again: the row as it is written.
+    pub fn without_added_end(&mut self) {
+        if std::mem::take(&mut self.end_added) {
+            self.ids.pop();
+            self.weights.pop();
+        }
+    }
+
     /// Tokens with a weight above 0.
     pub fn supervised(&self) -> usize {
         self.weights.iter().filter(|weight| **weight > 0.0).count()
@@ -234,7 +244,13 @@ fn encode_text(tokenizer: &Tokenizer, text: &str) -> Result<Encoded, Cause> {
     let end = tokenizer.eos_ids().first();
     ids.extend(end);
     let weights = vec![1.0; ids.len()];
-    Ok(Encoded { ids, weights, endless_turns: usize::from(end.is_none()), ..Encoded::default() })
+    Ok(Encoded {
+        ids,
+        weights,
+        end_added: end.is_some(),
+        endless_turns: usize::from(end.is_none()),
+        ..Encoded::default()
+    })
 }
 
 fn encode_completion(
@@ -257,7 +273,13 @@ fn encode_completion(
     if mask == MaskPolicy::Response {
         weights[..first].fill(0.0);
     }
-    Ok(Encoded { ids, weights, endless_turns: usize::from(end.is_none()), ..Encoded::default() })
+    Ok(Encoded {
+        ids,
+        weights,
+        end_added: end.is_some(),
+        endless_turns: usize::from(end.is_none()),
+        ..Encoded::default()
+    })
 }
 
 /// A task as a conversation that ends with its answer.
@@ -281,5 +303,6 @@ fn fit(mut encoded: Encoded, max_tokens: usize, overflow: Overflow) -> Result<En
     encoded.ids.truncate(max_tokens);
     encoded.weights.truncate(max_tokens);
     encoded.truncated = true;
+    encoded.end_added = false;
     if encoded.supervised() == 0 { Err(Cause::TruncatedAway { max_tokens }) } else { Ok(encoded) }
 }

@@ -9,6 +9,9 @@ pub enum Error {
     /// A file of the model could not be read or written, or is damaged.
     #[error(transparent)]
     File(#[from] temper_format::Error),
+    /// The caller asked for an end.
+    #[error("stopped on request")]
+    Aborted,
     /// The engine refused.
     #[error(transparent)]
     Tensor(#[from] temper_tensor::Error),

@@ -38,6 +38,8 @@ pub struct Found {
     path: PathBuf,
     /// Everything small.
     pub state: State,
+    /// Newer checkpoints that are damaged, by name.
+    pub damaged: Vec<String>,
     optimizer_steps: u64,
 }
 
@@ -58,15 +60,26 @@ pub fn write(dir: &RunDir, state: &State, learner: Option<(&dyn Ops, &Learner)>)
     prune(dir, &name)
 }
 
-/// The newest whole checkpoint of a run, if there is one.
+/// The newest whole checkpoint of a run, if it has any.
+///
+/// # Errors
+/// Checkpoints of which none is whole: to begin afresh would overwrite what the run has.
 pub fn newest(dir: &RunDir) -> Result<Option<Found>> {
+    let mut damaged = vec![];
     for name in names(dir)?.into_iter().rev() {
-        let path = dir.checkpoints().join(name);
-        if let Some(found) = open(&path)? {
-            return Ok(Some(found));
+        match open(&dir.checkpoints().join(&name))? {
+            Some(found) => return Ok(Some(Found { damaged, ..found })),
+            None => damaged.push(name),
         }
     }
-    Ok(None)
+    if damaged.is_empty() {
+        return Ok(None);
+    }
+    Err(Error::user(
+        format!("no checkpoint in `{}` is whole: {}", dir.checkpoints().display(), damaged.join(", ")),
+        "restore them (a checkpoint's manifest.json lists its files with their sizes), or start afresh in another directory \
+         with --out",
+    ))
 }
 
 impl Found {
@@ -91,11 +104,26 @@ impl Found {
     }
 }
 
+/// Every parameter is a number: what is kept can be gone on from.
+pub fn all_finite(ops: &dyn Ops, params: &Params) -> Result<()> {
+    params.iter().try_for_each(|(id, p)| finite(p, &params.values(ops, id)?))
+}
+
+fn finite(param: &Param, values: &[f32]) -> Result<()> {
+    let Some(bad) = values.iter().find(|v| !v.is_finite()) else { return Ok(()) };
+    Err(Error::user(
+        format!("after the last step the parameter `{}` holds {bad}: the training has diverged", param.name),
+        "start again with a lower learning rate and another --out; the last good checkpoint is kept",
+    ))
+}
+
 /// Streams the parameters, one at a time.
 fn write_params(path: &Path, ops: &dyn Ops, params: &Params) -> Result<()> {
     let mut file = Stream::create(path, params.iter().map(|(_, p)| (p.name.clone(), p.shape())).collect())?;
     for (id, p) in params.iter() {
-        file.push(&p.name, &params.values(ops, id)?)?;
+        let values = params.values(ops, id)?;
+        finite(p, &values)?;
+        file.push(&p.name, &values)?;
     }
     file.finish()
 }
@@ -175,7 +203,7 @@ fn open(path: &Path) -> Result<Option<Found>> {
             "resume with that version, or start afresh in another directory with --out",
         )
     })?;
-    Ok(Some(Found { path: path.into(), state, optimizer_steps: manifest.optimizer_steps }))
+    Ok(Some(Found { path: path.into(), state, damaged: vec![], optimizer_steps: manifest.optimizer_steps }))
 }
 
 fn prune(dir: &RunDir, newest: &str) -> Result<()> {

@@ -82,10 +82,10 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// What measuring a model needs: device, tokenizer, and who watches.
-    pub fn measuring(&mut self) -> Result<(&'a dyn Ops, &Tokenizer, &mut dyn Watch)> {
+    /// What measuring a model needs: device, tokenizer, the wish to stop, and who watches.
+    pub fn measuring(&mut self) -> Result<(&'a dyn Ops, &Tokenizer, &'a Stop, &mut dyn Watch)> {
         let missing = || Error::user("the run has no tokenizer yet", "put a `tokenizer` stage first, or name a model");
-        Ok((self.ops, self.tokenizer.as_ref().ok_or_else(missing)?, &mut *self.watch))
+        Ok((self.ops, self.tokenizer.as_ref().ok_or_else(missing)?, self.stop, &mut *self.watch))
     }
 
     /// Sets the run's tokenizer.
@@ -106,6 +106,15 @@ impl<'a> Context<'a> {
     /// Tells the watcher something in words.
     pub fn note(&mut self, text: &str) {
         self.watch.event(&Event::Note(text));
+    }
+
+    /// A note on the data of a stage, which also goes into the ledger: what was dropped or cut, by cause and count.
+    pub fn data_note(&mut self, stage: &str, text: &str) {
+        self.note(text);
+        let note = format!("{stage}: {text}");
+        if !self.state.ledger.notes.contains(&note) {
+            self.state.ledger.notes.push(note);
+        }
     }
 
     /// Tells the watcher that a stage begins.

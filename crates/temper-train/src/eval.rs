@@ -23,6 +23,8 @@ const BOOTSTRAP: u64 = 13;
 const CONFIDENCE: f64 = 0.95;
 /// Tokens scored at once by likelihood tasks.
 const MICRO_TOKENS: usize = 1024;
+/// Sequences scored between two looks at the wish to stop.
+const SCORED_AT_ONCE: usize = 64;
 /// Sequences sampled at the same time.
 const MAX_BATCH: usize = 32;
 
@@ -37,6 +39,8 @@ pub struct Subject<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The run's seed: items and samples are functions of it and of the task's id.
     pub seed: u64,
+    /// The wish to stop, heard in the middle of a measurement, which then ends with [`temper_model::Error::Aborted`].
+    pub stop: Option<&'a crate::watch::Stop>,
 }
 
 /// Measures one task; `stage` names the measurement. The items and their seeds are the same at every stage, so that stages
@@ -51,26 +55,29 @@ pub fn measure(
     let begin = |n: usize, watch: &mut dyn FnMut(&Event)| watch(&Event::EvalBegin { stage, task: &task.id, n });
     let tasks = match &task.source {
         EvalSource::Nll { path, mask, max_row_tokens } => {
-            let (rows, report) = nll_rows(subject, path, *mask, *max_row_tokens, task.n)?;
+            let (rows, report, of) = nll_rows(subject, path, *mask, *max_row_tokens, task)?;
             begin(rows.len(), watch);
-            return Ok(("nll", nll_cell(subject, &rows, &report, stage, task)?));
+            return Ok(("nll", Cell { of: Some(of), ..nll_cell(subject, &rows, &report, stage, task)? }));
         }
         EvalSource::Tasks { tasks } => hub::local_tasks(tasks)?.open(split_seed(seed, &[TASKS]))?,
     };
     if let Some(pairs) = tasks.pairs() {
+        let of = Some(pairs.len());
         let pairs: Vec<Pair> = pairs.iter().take(task.n).cloned().collect();
         begin(pairs.len(), watch);
-        return Ok(("accuracy", pair_cell(subject, &pairs, stage, task)?));
+        return Ok(("accuracy", Cell { of, ..pair_cell(subject, &pairs, stage, task)? }));
     }
     let n = tasks.len().map_or(task.n, |len| len.min(task.n));
     let items = (0..n).map(|i| Ok(tasks.get(i as u64)?)).collect::<Result<Vec<Task>>>()?;
     begin(n, watch);
-    Ok(("accuracy", task_cell(subject, &items, stage, task, split_seed(seed, &[SAMPLES]), watch)?))
+    let cell = task_cell(subject, &items, stage, task, split_seed(seed, &[SAMPLES]), watch)?;
+    Ok(("accuracy", Cell { of: tasks.len(), ..cell }))
 }
 
 /// Measures all tasks of the recipe and `more`, into the ledger and `ledger.json`.
 ///
-/// A wish to stop is heard between tasks; what was measured until then is measured again after a resume.
+/// A wish to stop is heard at the next token or batch; what was measured since the last checkpoint is measured again after a
+/// resume.
 pub fn measure_all(ctx: &mut Context, model: &Model, stage: &str, more: &[EvalTask]) -> Result<Outcome> {
     let recipe = ctx.recipe;
     for (task, target) in recipe.eval_tasks().chain(more.iter().map(|t| (t, true))) {
@@ -78,9 +85,12 @@ pub fn measure_all(ctx: &mut Context, model: &Model, stage: &str, more: &[EvalTa
             return Ok(Outcome::Interrupted);
         }
         let (metric, cell) = {
-            let (ops, tokenizer, watch) = ctx.measuring()?;
-            let subject = Subject { ops, model, tokenizer, seed: recipe.seed };
-            measure(subject, task, stage, &mut |event| watch.event(event))?
+            let (ops, tokenizer, stop, watch) = ctx.measuring()?;
+            let subject = Subject { ops, model, tokenizer, seed: recipe.seed, stop: Some(stop) };
+            match measure(subject, task, stage, &mut |event| watch.event(event)) {
+                Err(Error::Model(temper_model::Error::Aborted)) => return Ok(Outcome::Interrupted),
+                measured => measured?,
+            }
         };
         let row = TaskRow { id: task.id.clone(), target, metric: metric.into() };
         ctx.state.ledger.add(row, cell, split_seed(recipe.seed, &[BOOTSTRAP]));
@@ -99,8 +109,10 @@ fn empty(stage: &str, task: &EvalTask, items: Vec<f32>) -> Cell {
         task: task.id.clone(),
         n: items.len(),
         accuracy: None,
-        low: 0.0,
-        high: 0.0,
+        low: None,
+        high: None,
+        tokens: None,
+        of: None,
         pass_at_k: None,
         nll: None,
         mean_length: None,
@@ -122,7 +134,7 @@ fn interval(cell: &mut Cell, right_or_wrong: bool) -> Result<()> {
     } else {
         stats::mean_interval(&values, CONFIDENCE)?
     };
-    (cell.low, cell.high) = (found.low, found.high);
+    (cell.low, cell.high) = (Some(found.low), Some(found.high));
     Ok(())
 }
 
@@ -168,7 +180,8 @@ fn task_cell(
         ));
     }
     let mut tick = |done: usize, of: usize| watch(&Event::EvalProgress { done, of });
-    let done = complete(subject.ops, subject.tokenizer, subject.model, &requests, &rules, MAX_BATCH, &mut tick)?;
+    let done =
+        complete(subject.ops, subject.tokenizer, subject.model, &requests, &rules, MAX_BATCH, subject.stop, &mut tick)?;
     let text = |c: &Completion| sampling::text(subject.tokenizer, &c.tokens, &task.stop);
     let texts: Vec<Vec<String>> = done.iter().map(|c| c.iter().map(text).collect()).collect();
     let flat =
@@ -218,7 +231,13 @@ fn row_logp(subject: Subject, rows: &[Encoded]) -> Result<Vec<(f64, f64)>> {
     let weights: Vec<Vec<f64>> = rows.iter().map(|r| r.weights.iter().map(|&w| f64::from(w)).collect()).collect();
     let sequences: Vec<ScoredSequence> =
         rows.iter().zip(&weights).map(|(r, w)| ScoredSequence { ids: &r.ids, scored: w }).collect();
-    let scored = subject.model.score(subject.ops, &sequences, 1.0, MICRO_TOKENS)?;
+    let mut scored = vec![];
+    for some in sequences.chunks(SCORED_AT_ONCE) {
+        if subject.stop.is_some_and(crate::watch::Stop::requested) {
+            return Err(temper_model::Error::Aborted.into());
+        }
+        scored.extend(subject.model.score(subject.ops, some, 1.0, MICRO_TOKENS)?);
+    }
     if let Some(row) = scored.iter().position(|s| !s.total().is_finite()) {
         return Err(Error::user(
             format!("the log-probability of row {} is {}", row + 1, scored[row].total()),
@@ -243,12 +262,30 @@ fn pair_cell(subject: Subject, pairs: &[Pair], stage: &str, task: &EvalTask) -> 
     Ok(cell)
 }
 
-fn nll_rows(subject: Subject, path: &str, mask: Mask, max_tokens: usize, n: usize) -> Result<(Vec<Encoded>, Report)> {
+/// The rows as they are written (no end token is added to texts and completions, as perplexities are usually taken), what
+/// was left out, and how many rows the file has.
+fn nll_rows(
+    subject: Subject,
+    path: &str,
+    mask: Mask,
+    max_tokens: usize,
+    task: &EvalTask,
+) -> Result<(Vec<Encoded>, Report, usize)> {
     let (mut examples, _) = load(&hub::local(path)?, &Format::default())?;
-    examples.truncate(n);
+    let of = examples.len();
+    examples.truncate(task.n);
     let most = max_tokens.min(subject.model.config.max_position_embeddings);
     let (rows, report) = encode_all(subject.tokenizer, &examples, mask.policy(), most, Overflow::Truncate)?;
-    Ok((rows.into_iter().map(|(_, row)| row).collect(), report))
+    let mut rows: Vec<Encoded> = rows.into_iter().map(|(_, row)| row).collect();
+    rows.iter_mut().for_each(Encoded::without_added_end);
+    rows.retain(|row| row.supervised() > 0);
+    if rows.is_empty() {
+        return Err(Error::user(
+            format!("no row of `{path}` has a token whose likelihood could be measured"),
+            "give rows of at least two tokens, or look at --mask",
+        ));
+    }
+    Ok((rows, report, of))
 }
 
 fn nll_cell(subject: Subject, rows: &[Encoded], report: &Report, stage: &str, task: &EvalTask) -> Result<Cell> {
@@ -260,6 +297,7 @@ fn nll_cell(subject: Subject, rows: &[Encoded], report: &Report, stage: &str, ta
     let items = sums.iter().map(|(s, t)| (nll + (-s - nll * t) * scale) as f32).collect();
     let mut cell = empty(stage, task, items);
     cell.nll = Some(nll);
+    cell.tokens = Some(tokens);
     interval(&mut cell, false)?;
     cell.truncated = Some(report.truncated as f64 / report.kept.max(1) as f64);
     cell.dropped = report.dropped.iter().map(|(cause, d)| (cause.clone(), d.count)).collect();

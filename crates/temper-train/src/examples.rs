@@ -7,6 +7,7 @@ use temper_data::{
 };
 use temper_env::Task;
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::recipe::{DataSource, OfflineStage};
@@ -22,6 +23,20 @@ pub struct Rows {
     pub shares: Option<Vec<f64>>,
     /// What was read, kept, dropped and truncated, a source at a time.
     pub reports: Vec<Report>,
+}
+
+impl Rows {
+    /// A digest of every row: its id, tokens and weights.
+    pub fn digest(&self) -> u64 {
+        let mut digest = Digest::default();
+        for (id, row) in &self.rows {
+            digest.bytes(id.as_bytes());
+            digest.word(row.ids.len() as u64);
+            row.ids.iter().for_each(|&id| digest.word(u64::from(id)));
+            row.weights.iter().for_each(|&w| digest.word(u64::from(w.to_bits())));
+        }
+        digest.value()
+    }
 }
 
 /// Which row comes next: shuffled passes over all rows, or draws from the sources by their shares.

@@ -27,10 +27,17 @@ pub struct Cell {
     pub n: usize,
     /// Share of items solved (mean over samples); absent for likelihood tasks.
     pub accuracy: Option<f64>,
-    /// Lower end of the 95% interval of the accuracy (Wilson; of the NLL: normal over items).
-    pub low: f64,
+    /// Lower end of the 95% interval (Wilson where every item is right or wrong, Student over items otherwise); absent
+    /// where one item has none.
+    pub low: Option<f64>,
     /// Upper end of the interval.
-    pub high: f64,
+    pub high: Option<f64>,
+    /// Tokens that the NLL is the mean of.
+    #[serde(default)]
+    pub tokens: Option<f64>,
+    /// Items that the source has; absent where it has no end.
+    #[serde(default)]
+    pub of: Option<usize>,
     /// pass@k by k, where several samples were drawn (Chen et al. 2021, the unbiased estimator).
     pub pass_at_k: Option<BTreeMap<usize, f64>>,
     /// Negative log-likelihood per token, nats; absent where it was not measured.
@@ -77,6 +84,9 @@ pub struct Ledger {
     pub tasks: Vec<TaskRow>,
     /// Measurements in the order in which they were made.
     pub cells: Vec<Cell>,
+    /// What was left out or cut of the stages' data, by cause and count.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl Ledger {

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod context;
+mod digest;
 mod error;
 pub mod eval;
 pub mod examples;

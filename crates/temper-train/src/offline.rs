@@ -33,7 +33,7 @@ struct Sums {
 pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progress: &mut Progress) -> Result<Outcome> {
     let seed = ctx.stage_seed(&stage.id);
     let rows = examples::prepare(stage, ctx.tokenizer()?, learner.model.config.max_position_embeddings, seed)?;
-    progress.same_data(&stage.id, &rows.sizes)?;
+    progress.same_data(&stage.id, &rows.sizes, rows.digest())?;
     let mut order = match progress.order.take() {
         Some(order) => order,
         None => new_order(&rows, seed)?,
@@ -41,7 +41,7 @@ pub fn run(ctx: &mut Context, learner: &mut Learner, stage: &OfflineStage, progr
     let total = total_steps(stage, &rows, seed)?;
     ctx.stage_begin(&stage.id, "offline", total, progress.step);
     for note in examples::notes(stage, &rows) {
-        ctx.note(&note);
+        ctx.data_note(&stage.id, &note);
     }
     while progress.step < total {
         let begun = Instant::now();

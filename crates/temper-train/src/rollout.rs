@@ -4,15 +4,17 @@ use serde::Serialize;
 use temper_algo::split_seed;
 use temper_data::{Tokenizer, encode_prompt};
 use temper_env::{Scorer, Task, TaskSet, Transcript, Verdict};
-use temper_model::{Completion, Model, Request, Stop, generate};
+use temper_model::{Completion, Engine, Model, Request, Stop};
 use temper_tensor::Ops;
 
 use crate::context::Context;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::recipe::{Generation, OnlineStage};
 use crate::sampling::{decode_stops, sampling};
 use crate::state::Progress;
+use crate::watch;
 
 /// Branches of a stage's seed.
 pub const SAMPLE: u64 = 2;
@@ -102,7 +104,7 @@ impl Sources {
             return Err(Error::user(format!("`{}` has no tasks", empty.name()), "check its path and selection"));
         }
         let sizes: Vec<usize> = sets.iter().map(|s| s.len().unwrap_or(0)).collect();
-        progress.same_data(&stage.id, &sizes)?;
+        progress.same_data(&stage.id, &sizes, digest_of(&sets)?)?;
         progress.cursors.resize(sets.len(), 0);
         Ok(Self { sets, shares: stage.tasks.iter().map(|t| t.share).collect(), seed })
     }
@@ -176,6 +178,20 @@ impl Sources {
     }
 }
 
+/// A digest of every task that comes from a file; procedural ones are functions of the seed.
+fn digest_of(sets: &[TaskSet]) -> Result<u64> {
+    let mut digest = Digest::default();
+    for set in sets {
+        for index in 0..set.len().unwrap_or(0) {
+            let task = set.get(index as u64)?;
+            digest.bytes(task.id.as_bytes());
+            task.prompt.iter().for_each(|message| digest.bytes(message.content.as_bytes()));
+            digest.bytes(task.answer.as_bytes());
+        }
+    }
+    Ok(digest.value())
+}
+
 /// Item `cursor` of endless shuffled passes over `len` items.
 fn shuffled(cursor: u64, len: u64, seed: u64) -> u64 {
     let mut random = temper_algo::seed::SplitMix64::new(split_seed(seed, &[cursor / len]));
@@ -203,8 +219,16 @@ pub fn sample(
             seeds: (0..samples).map(|i| split_seed(seed, &[slot as u64, i])).collect(),
         })
         .collect();
-    let completions =
-        complete(ctx.ops(), ctx.tokenizer()?, model, &requests, &stage.sampling, stage.max_batch, &mut |_, _| {})?;
+    let completions = complete(
+        ctx.ops(),
+        ctx.tokenizer()?,
+        model,
+        &requests,
+        &stage.sampling,
+        stage.max_batch,
+        None,
+        &mut |_, _| {},
+    )?;
     let groups = tasks.into_iter().zip(completions).map(|((task, prompt), done)| {
         let rollouts = done.into_iter().map(|c| rollout(ctx, c, &stage.sampling)).collect::<Result<Vec<_>>>()?;
         Ok(Group { task, prompt, rollouts, adv: vec![] })
@@ -212,7 +236,8 @@ pub fn sample(
     groups.collect()
 }
 
-/// Runs requests with a recipe's sampling rules, stop strings included.
+/// Runs requests with a recipe's sampling rules, stop strings included. A `stop` that is requested meanwhile ends it with
+/// [`temper_model::Error::Aborted`].
 pub fn complete(
     ops: &dyn Ops,
     tokenizer: &Tokenizer,
@@ -220,10 +245,13 @@ pub fn complete(
     requests: &[Request],
     rules: &Generation,
     max_batch: usize,
+    stop: Option<&watch::Stop>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Vec<Completion>>> {
-    let stops = decode_stops(tokenizer, &rules.stop);
-    Ok(generate(ops, model, requests, &sampling(rules, tokenizer), max_batch, &stops, progress)?)
+    let (stops, rules) = (decode_stops(tokenizer, &rules.stop), sampling(rules, tokenizer));
+    let abort = || stop.is_some_and(watch::Stop::requested);
+    let engine = Engine::new(ops, model, &rules)?.max_batch(max_batch)?.stops(&stops).abort(&abort);
+    Ok(engine.generate(requests, &mut |p| progress(p.finished, p.total))?)
 }
 
 fn rollout(ctx: &Context, completion: Completion, rules: &Generation) -> Result<Rollout> {

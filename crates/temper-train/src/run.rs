@@ -14,7 +14,7 @@ use crate::context::{Context, Outcome};
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::recipe::{self, InitStage, Recipe, RecipeError, SaveDtype, Stage, TokenizerStage};
-use crate::rundir::RunDir;
+use crate::rundir::{Lock, RunDir};
 use crate::state::Progress;
 use crate::watch::{Stop, Watch};
 use crate::{eval, examples, hub, offline, online};
@@ -51,11 +51,14 @@ fn stages(
     watch: &mut dyn Watch,
     stop: &Stop,
 ) -> Result<Outcome> {
-    let found = open(recipe, dir, options)?;
+    let (found, _lock) = open(recipe, dir, options)?;
     let other_isa = write_env(dir, options, found.is_some())?;
     let state = found.as_ref().map(|f| f.state.clone()).unwrap_or_default();
     let mut ctx = Context::new(recipe, dir, state, ops, watch, stop)?;
-    if found.is_some() {
+    if let Some(found) = &found {
+        for name in &found.damaged {
+            ctx.note(&format!("checkpoint {name} is damaged and passed over"));
+        }
         let (stage, step) = (ctx.state.stage, ctx.state.progress.step);
         let id = recipe.stage.get(stage).map_or("the end", |s| s.id());
         ctx.note(&format!("resumed at `{id}`, round {step}"));
@@ -93,23 +96,28 @@ fn stages(
     Ok(Outcome::Done)
 }
 
-/// Prepares the directory: a new run, or the checkpoint to go on from.
-fn open(recipe: &Recipe, dir: &RunDir, options: &RunOptions) -> Result<Option<Found>> {
-    if dir.begun() && !options.resume {
+/// Takes the directory and prepares it: a new run, or the checkpoint to go on from.
+fn open(recipe: &Recipe, dir: &RunDir, options: &RunOptions) -> Result<(Option<Found>, Lock)> {
+    dir.create()?;
+    let lock = dir.lock()?;
+    let mut found = checkpoint::newest(dir)?;
+    // A run that ended before it had anything, because of its data say, is begun anew.
+    let empty = |found: &Found| found.state.is_empty();
+    if found.as_ref().is_none_or(empty) {
+        found = None;
+    } else if !options.resume {
         return Err(Error::user(
             format!("`{}` holds a run already", dir.root().display()),
             "add --resume to go on with it, or name another directory with --out",
         ));
     }
-    dir.create()?;
-    let found = checkpoint::newest(dir)?;
     let text = recipe::to_toml(recipe);
     if found.is_some() {
         same_recipe(&dir.recipe(), recipe)?;
     } else {
         temper_format::atomic::write(dir.recipe(), text.as_bytes())?;
     }
-    Ok(found)
+    Ok((found, lock))
 }
 
 /// A run goes on with the recipe that it began with.
@@ -120,10 +128,17 @@ fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
         return Ok(());
     }
     let (old, new) = (recipe::to_toml(&began), recipe::to_toml(recipe));
-    let changed: Vec<String> =
-        new.lines().filter(|l| !old.lines().any(|o| o == *l)).take(5).map(String::from).collect();
+    let only = |a: &str, b: &str| {
+        let lines: Vec<&str> = a.lines().filter(|l| !l.is_empty() && !b.lines().any(|o| o == *l)).take(5).collect();
+        if lines.is_empty() { "nothing".to_owned() } else { lines.join("; ") }
+    };
     Err(Error::user(
-        format!("the run in `{}` began with another recipe; different now: {}", path.display(), changed.join("; ")),
+        format!(
+            "the run in `{}` began with another recipe; only then: {}; only now: {}",
+            path.display(),
+            only(&old, &new),
+            only(&new, &old)
+        ),
         "resume with the recipe and --set that it began with, or start afresh in another directory with --out",
     ))
 }
@@ -240,6 +255,7 @@ pub fn load_config(path: &Path) -> Result<Config> {
 
 /// Saves a model with its tokenizer as a Hugging Face directory, whole or not at all.
 fn save(ctx: &Context, model: &Model, target: &Path, dtype: SaveDtype) -> Result<()> {
+    checkpoint::all_finite(ctx.ops(), &model.params)?;
     let aside = DirWriter::create(target)?;
     let dtype = match dtype {
         SaveDtype::F32 => DType::F32,

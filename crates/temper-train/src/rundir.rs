@@ -3,7 +3,7 @@
 //! `recipe.toml` (resolved), `env.json`, `metrics.jsonl` (reproducible), `timing.jsonl` (not), `rollouts.jsonl`,
 //! `ledger.json`, `checkpoints/`, `stages/<id>/` (the model after each stage) and `model/` (the result).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -66,6 +66,12 @@ impl RunDir {
 
     /// Makes the directory. One that holds anything else than a begun run is refused.
     pub fn create(&self) -> Result<()> {
+        if self.root.exists() && !self.root.is_dir() {
+            return Err(Error::user(
+                format!("`{}` is no directory", self.root.display()),
+                "name another place with --out",
+            ));
+        }
         let ours = |e: fs::DirEntry| e.file_name().to_str().is_some_and(|n| OURS.contains(&n) || n.starts_with('.'));
         let foreign = || fs::read_dir(&self.root).is_ok_and(|d| d.flatten().any(|e| !ours(e)));
         if !self.begun() && foreign() {
@@ -75,9 +81,32 @@ impl RunDir {
             ));
         }
         let make = |path: PathBuf| fs::create_dir_all(&path).map_err(|e| Error::io(&path, e));
+        make(self.root.clone())
+    }
+
+    /// Takes the directory for one process, until the lock is dropped, and makes what a run needs in it.
+    ///
+    /// # Errors
+    /// A run is going on there.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.root.join(".lock");
+        let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = open.map_err(|e| Error::io(&path, e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::user(
+                    format!("a run is going on in `{}`", self.root.display()),
+                    "wait for it, stop it, or name another directory with --out",
+                ));
+            }
+            // A file system without locks: nothing to be done about it.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+        let make = |path: PathBuf| fs::create_dir_all(&path).map_err(|e| Error::io(&path, e));
         make(self.checkpoints())?;
         self.sweep();
-        make(self.root.join("stages"))
+        make(self.root.join("stages"))?;
+        Ok(Lock { _file: file })
     }
 
     /// Removes what a killed process left of a checkpoint in the making. Best effort: it only costs room.
@@ -95,6 +124,12 @@ impl RunDir {
         temper_format::atomic::write(path, &text)?;
         Ok(())
     }
+}
+
+/// A run directory taken by this process.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
 }
 
 /// The line-per-record logs of a run.

@@ -20,6 +20,9 @@ pub struct Progress {
     pub num_tokens: u64,
     /// Rows or tasks of each source when the stage began (0: endless): a resume needs the same.
     pub sizes: Vec<usize>,
+    /// Digest of these rows or tasks.
+    #[serde(default)]
+    pub data_digest: u64,
     /// Data cursor of an offline stage.
     pub order: Option<Order>,
     /// A row that was drawn and did not fit the step before.
@@ -31,18 +34,21 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Notes the sizes of the stage's sources, or compares them with those that it began with.
-    pub fn same_data(&mut self, stage: &str, sizes: &[usize]) -> Result<()> {
-        if self.step > 0 && self.sizes != sizes {
+    /// Notes the sizes and the digest of the stage's sources, or compares them with those that it began with.
+    pub fn same_data(&mut self, stage: &str, sizes: &[usize], digest: u64) -> Result<()> {
+        let changed = match () {
+            () if self.step == 0 => None,
+            () if self.sizes != sizes => Some(format!("it had {:?} rows a source, now {sizes:?}", self.sizes)),
+            () if self.data_digest != digest => Some("as many rows as before, with other contents".into()),
+            () => None,
+        };
+        if let Some(how) = changed {
             return Err(Error::user(
-                format!(
-                    "the data of stage `{stage}` has changed: it had {:?} rows a source, now {sizes:?}",
-                    self.sizes
-                ),
+                format!("the data of stage `{stage}` has changed: {how}"),
                 "restore the files that the run began with, or start afresh with another --out",
             ));
         }
-        self.sizes = sizes.to_vec();
+        (self.sizes, self.data_digest) = (sizes.to_vec(), digest);
         Ok(())
     }
 }
@@ -62,4 +68,27 @@ pub struct State {
     pub history: History,
     /// Lengths of metrics.jsonl, timing.jsonl and rollouts.jsonl.
     pub log_lengths: [u64; 3],
+}
+
+impl State {
+    /// Whether nothing was done or measured yet.
+    pub fn is_empty(&self) -> bool {
+        self.stage == 0 && self.progress.step == 0 && self.ledger.cells.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_data_is_noticed_once_a_step_was_taken() {
+        let mut progress = Progress::default();
+        progress.same_data("sft", &[3], 7).unwrap();
+        progress.same_data("sft", &[2], 8).unwrap();
+        progress.step = 1;
+        progress.same_data("sft", &[2], 8).unwrap();
+        assert!(progress.same_data("sft", &[3], 8).unwrap_err().to_string().contains("[2]"));
+        assert!(progress.same_data("sft", &[2], 9).unwrap_err().to_string().contains("other contents"));
+    }
 }

@@ -35,7 +35,9 @@ pub(crate) enum Command {
     /// Look at task families: list them, draw samples, prove their verifiers.
     #[command(subcommand)]
     Env(Env),
-    /// The recipe format.
+    /// List the published methods that ship as recipes, with what each was checked against.
+    Methods(Methods),
+    /// The recipe format, and the distance between two recipes.
     #[command(subcommand)]
     Recipe(RecipeCommand),
 }
@@ -289,10 +291,37 @@ pub(crate) enum Split {
 pub(crate) enum RecipeCommand {
     /// Print the JSON schema of recipes, for editors.
     Schema,
+    /// Show what differs between two recipes, every default spelled out; names and descriptions are left out.
+    Diff(RecipeDiff),
 }
 
+#[derive(Debug, ArgGroup)]
+pub(crate) struct RecipeDiff {
+    /// A recipe, a TOML file.
+    pub(crate) a: PathBuf,
+    /// Another one.
+    pub(crate) b: PathBuf,
+    /// Print a JSON array instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Methods {
+    /// Print a JSON array instead of a table.
+    #[arg(long, conflicts_with = "markdown")]
+    pub(crate) json: bool,
+    /// Print METHODS.md.
+    #[arg(long)]
+    pub(crate) markdown: bool,
+}
+
+/// The largest count that makes sense anywhere: completions are held in memory.
+const MOST: usize = 1_000_000;
+
 fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number of 1 or more".into())
+    let found = text.parse().ok().filter(|n| (1..=MOST).contains(n));
+    found.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

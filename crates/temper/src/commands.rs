@@ -5,6 +5,7 @@ mod env;
 mod eval;
 mod generate;
 mod inspect;
+mod methods;
 mod plan;
 mod recipe;
 mod report;
@@ -23,6 +24,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Generate(args) => generate::run(args),
         Command::Report(args) => report::run(args),
         Command::Env(args) => env::run(args),
+        Command::Methods(args) => methods::run(args),
         Command::Recipe(args) => recipe::run(args),
     }
 }

@@ -1,6 +1,7 @@
 //! What went wrong, the way out, and the exit code.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use crate::args::VERSION;
@@ -74,6 +75,11 @@ pub(crate) fn report_panics() {
         say(&format!("{} temper {VERSION} stopped unexpectedly: {text}{place}", label("error")));
         say(&format!("{} {}", label("hint"), please_report()));
     }));
+}
+
+/// What the program ends with: the command's own exit, or the one of a panic.
+pub(crate) fn guarded(command: impl FnOnce() -> Exit) -> Exit {
+    catch_unwind(AssertUnwindSafe(command)).unwrap_or(Exit::Unexpected)
 }
 
 fn please_report() -> String {
@@ -153,6 +159,33 @@ mod tests {
         assert_eq!(messages(&error), ["bad"]);
         assert_eq!(hints(&error, Exit::User), ["do this", "then that"]);
         assert_eq!(exit(&error), Exit::User);
+    }
+
+    /// Run by the test below in a process of its own: a hook belongs to the whole process.
+    #[test]
+    #[ignore = "panics"]
+    fn a_panic() {
+        report_panics();
+        panic!("the row {} is missing", 7);
+    }
+
+    #[test]
+    fn a_panic_asks_for_a_report() {
+        let this = std::env::current_exe().unwrap();
+        let args = ["--exact", "failure::tests::a_panic", "--ignored", "--nocapture"];
+        let said = std::process::Command::new(this).args(args).output().unwrap();
+        let err = String::from_utf8(said.stderr).unwrap();
+        assert!(
+            err.contains("error: temper") && err.contains("the row 7 is missing (crates/temper/src/failure.rs:"),
+            "{err}"
+        );
+        assert!(err.contains("hint: this is a fault of temper; please report it"), "{err}");
+    }
+
+    #[test]
+    fn a_panic_exits_with_2() {
+        assert_eq!(guarded(|| panic!("no exit code of its own")), Exit::Unexpected);
+        assert_eq!(guarded(|| Exit::Interrupted), Exit::Interrupted);
     }
 
     #[test]

@@ -113,6 +113,9 @@ fn system(error: &std::io::Error) -> Option<&'static str> {
         Kind::StorageFull | Kind::QuotaExceeded => {
             Some("free some space on the disk; nothing that was complete is lost")
         }
+        Kind::FileTooLarge => {
+            Some("raise the limit on the size of a file (`ulimit -f`); nothing that was complete is lost")
+        }
         Kind::NotFound | Kind::NotADirectory | Kind::IsADirectory => Some("check the path"),
         Kind::PermissionDenied => Some("check the permissions of the file and its directory"),
         Kind::ReadOnlyFilesystem => Some("write to another place"),

@@ -16,18 +16,15 @@ mod report;
 mod table;
 mod tasks;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use failure::Exit;
-
 fn main() -> ExitCode {
     failure::report_panics();
-    let done = catch_unwind(AssertUnwindSafe(|| match args::Args::try_parse() {
+    let command = || match args::Args::try_parse() {
         Ok(args) => commands::run(&args.command).unwrap_or_else(|error| failure::explain(&error)),
         Err(usage) => failure::usage(&usage),
-    }));
-    done.unwrap_or(Exit::Unexpected).into()
+    };
+    failure::guarded(command).into()
 }

@@ -26,8 +26,9 @@ fn value(metric: &str, cell: &Cell) -> Option<String> {
 
 /// `45.0 [38.3, 51.9]`.
 pub(crate) fn with_interval(metric: &str, cell: &Cell) -> String {
-    let interval = format!("[{}, {}]", number(metric, cell.low), number(metric, cell.high));
-    value(metric, cell).map_or_else(|| "-".into(), |value| format!("{value} {interval}"))
+    let number = |x: f64| number(metric, x);
+    let interval = cell.low.zip(cell.high).map(|(low, high)| format!(" [{}, {}]", number(low), number(high)));
+    value(metric, cell).map_or_else(|| "-".into(), |value| value + &interval.unwrap_or_default())
 }
 
 /// Which way a task went.
@@ -172,8 +173,10 @@ pub(crate) mod tests {
             task: task.into(),
             n: 200,
             accuracy: Some(accuracy),
-            low: accuracy - 0.05,
-            high: accuracy + 0.05,
+            low: Some(accuracy - 0.05),
+            high: Some(accuracy + 0.05),
+            tokens: None,
+            of: None,
             pass_at_k: None,
             nll: None,
             mean_length: None,
@@ -190,8 +193,8 @@ pub(crate) mod tests {
         let nll = |stage: &str, nll, change| Cell {
             accuracy: None,
             nll: Some(nll),
-            low: nll,
-            high: nll,
+            low: Some(nll),
+            high: Some(nll),
             ..cell(stage, "text", 0.0, change)
         };
         Ledger {
@@ -205,6 +208,7 @@ pub(crate) mod tests {
                 cell("sft", "old", 0.7, Some((-0.1, -0.2, 0.0))),
                 nll("sft", 2.5, Some((0.5, 0.25, 0.75))),
             ],
+            notes: vec![],
         }
     }
 

@@ -95,6 +95,7 @@ pub struct Progress {
 }
 
 type Stops<'e> = dyn Fn(&[u32]) -> bool + Sync + 'e;
+type Abort<'e> = dyn Fn() -> bool + Sync + 'e;
 
 /// Samples completions, many at a time. The order of work depends on the settings; the results do not.
 pub struct Engine<'e> {
@@ -104,6 +105,7 @@ pub struct Engine<'e> {
     max_batch: usize,
     prefill_rows: usize,
     stops: Option<&'e Stops<'e>>,
+    abort: Option<&'e Abort<'e>>,
 }
 
 impl std::fmt::Debug for Engine<'_> {
@@ -124,7 +126,7 @@ impl<'e> Engine<'e> {
     pub fn new(ops: &'e dyn Ops, model: &'e Model, rules: &'e Sampling) -> Result<Self> {
         rules.validate()?;
         model.check_ids(&rules.stop_ids)?;
-        Ok(Self { ops, model, rules, max_batch: 16, prefill_rows: 256, stops: None })
+        Ok(Self { ops, model, rules, max_batch: 16, prefill_rows: 256, stops: None, abort: None })
     }
 
     /// Sequences that are sampled at the same time.
@@ -149,6 +151,13 @@ impl<'e> Engine<'e> {
     #[must_use]
     pub fn stops(mut self, stops: &'e Stops<'e>) -> Self {
         self.stops = Some(stops);
+        self
+    }
+
+    /// Asked between two draws; once it holds, everything sampled so far is thrown away with [`Error::Aborted`].
+    #[must_use]
+    pub fn abort(mut self, abort: &'e Abort<'e>) -> Self {
+        self.abort = Some(abort);
         self
     }
 
@@ -256,6 +265,9 @@ impl<'r> Run<'r> {
             report(self.progress);
             if self.slots.is_empty() {
                 break;
+            }
+            if self.engine.abort.is_some_and(|abort| abort()) {
+                return Err(Error::Aborted);
             }
             self.compute()?;
         }

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use temper_algo::Needs;
+use temper_algo::{KlEstimator, Needs, Schedule, Warmup, Weighting};
 use temper_env::TaskSource;
 
 use super::{
     DataSource, EvalSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe,
-    Stage,
+    SaveDtype, Stage,
 };
 
 /// The largest count that a recipe may ask for.
 const MOST: usize = 100_000_000;
+
+/// The most completions that one measurement holds in memory.
+const MOST_MEASURED: usize = 1_000_000;
 
 /// How bad a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,10 +38,20 @@ pub struct Problem {
     pub severity: Severity,
 }
 
+/// Checks an evaluation task that stands alone.
+pub fn check_task(task: &EvalTask) -> Vec<Problem> {
+    let mut found = Found::default();
+    eval_problems(&format!("task `{}`", task.id), task, &mut found);
+    found.0
+}
+
 /// Checks a recipe without touching a file.
 pub fn check(recipe: &Recipe) -> Vec<Problem> {
     let mut found = Found::default();
     recipe_problems(recipe, &mut found);
+    for (key, what, hint) in recipe.method.iter().flat_map(super::Method::problems) {
+        found.error(&format!("method.{key}"), what, hint);
+    }
     for (index, stage) in recipe.stage.iter().enumerate() {
         stage_problems(recipe, index, stage, &mut found);
     }
@@ -72,6 +85,15 @@ impl Found {
             self.error(at, format!("`{name}` is {value}"), format!("give `{name}` a value from 1 to {MOST}"));
         }
     }
+    /// A product of counts, small enough that nothing computed from it overflows.
+    fn product(&mut self, at: &str, what: &str, factors: &[usize]) -> usize {
+        let all = factors.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).filter(|&n| n <= MOST * MOST / 10);
+        if all.is_none() {
+            let factors: Vec<String> = factors.iter().map(usize::to_string).collect();
+            self.error(at, format!("{} {what} in all", factors.join(" x ")), "use smaller counts");
+        }
+        all.unwrap_or(usize::MAX)
+    }
     /// Settings of a task source that need no file.
     fn tasks(&mut self, at: &str, source: &TaskSource) {
         if source.paths().is_empty()
@@ -89,12 +111,11 @@ impl Found {
 }
 
 fn recipe_problems(recipe: &Recipe, found: &mut Found) {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if recipe.name.is_empty() || !recipe.name.chars().all(plain) || recipe.name.starts_with('.') {
+    if !names_a_directory(&recipe.name) {
         found.error(
             "recipe",
-            format!("`name` is `{}`", recipe.name),
-            "use letters, digits, `-`, `_` and `.`: it names the run directory",
+            format!("`name` is {:?}", recipe.name),
+            "use letters, digits, `-`, `_` and `.`, which does not come first: it names the run directory",
         );
     }
     if recipe.stage.is_empty() {
@@ -102,8 +123,12 @@ fn recipe_problems(recipe: &Recipe, found: &mut Found) {
     }
     let mut ids = BTreeSet::from(["start"]);
     for stage in &recipe.stage {
-        if !stage.id().chars().all(plain) || stage.id().is_empty() {
-            found.error("recipe", format!("stage id `{}`", stage.id()), "use letters, digits, `-`, `_` and `.`");
+        if !names_a_directory(stage.id()) {
+            found.error(
+                "recipe",
+                format!("stage id {:?}", stage.id()),
+                "use letters, digits, `-`, `_` and `.`, which does not come first: it names a directory",
+            );
         }
         if !ids.insert(stage.id()) {
             found.error(
@@ -116,11 +141,23 @@ fn recipe_problems(recipe: &Recipe, found: &mut Found) {
     let mut ids = BTreeSet::new();
     let more = recipe.stage.iter().flat_map(|s| if let Stage::Evaluate(s) = s { s.tasks.as_slice() } else { &[] });
     for task in recipe.eval_tasks().map(|(t, _)| t).chain(more) {
+        if task.id.is_empty() || task.id.chars().any(char::is_control) {
+            found.error("recipe", format!("evaluation task id {:?}", task.id), "use printable characters");
+        }
         if !ids.insert(&task.id) {
             found.error("recipe", format!("two evaluation tasks have the id `{}`", task.id), "give each its own id");
         }
     }
+    if recipe.save_dtype != SaveDtype::F32 && !recipe.stage.iter().any(Stage::makes_model) {
+        found.error("recipe", "`save_dtype` has no effect: no stage makes a model", "remove it");
+    }
     model_problems(recipe, found);
+}
+
+/// One plain component of a path; `.` and `..` are none.
+fn names_a_directory(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(plain)
 }
 
 fn model_problems(recipe: &Recipe, found: &mut Found) {
@@ -270,9 +307,10 @@ fn optimizer_problems(at: &str, optimizer: &Optimizer, clip_norm: f64, found: &m
     range("lr", lr, lr > 0.0 && lr.is_finite(), "above 0", found);
     range("beta1", beta1, (0.0..1.0).contains(&beta1), "in 0..1", found);
     range("beta2", beta2, (0.0..1.0).contains(&beta2), "in 0..1", found);
-    range("eps", eps, eps > 0.0, "above 0", found);
-    range("weight_decay", weight_decay, weight_decay >= 0.0, "0 or more", found);
-    range("clip_norm", clip_norm, clip_norm >= 0.0, "0 (off) or more", found);
+    let finite = |x: f64| x.is_finite() && (x as f32).is_finite();
+    range("eps", eps, eps > 0.0 && finite(eps), "above 0", found);
+    range("weight_decay", weight_decay, weight_decay >= 0.0 && finite(weight_decay), "0 or more", found);
+    range("clip_norm", clip_norm, clip_norm >= 0.0 && finite(clip_norm), "0 (off) or more", found);
     if lr > 0.1 {
         found.warn(at, format!("`lr` is {lr}"), "AdamW usually works between 1e-7 and 1e-2");
     }
@@ -306,8 +344,15 @@ fn offline_problems(at: &str, s: &OfflineStage, found: &mut Found) {
         found.error(at, format!("`prompt_weight` is {}", s.prompt_weight), "`prompt_weight` is between 0 and 1");
     }
     optimizer_problems(at, &s.optimizer, s.clip_norm, found);
-    found.parts(at, "schedule", s.schedule.check());
+    schedule_problems(at, &s.schedule, s.steps, found);
     found.parts(at, "weighting", s.weighting.check());
+    if s.weighting == (Weighting::Group {}) {
+        found.error(
+            at,
+            "`weighting` is `group`, and every example is a group of its own",
+            "use `sequence`, which is the same here",
+        );
+    }
 }
 
 fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
@@ -375,7 +420,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     if let ModelSpec { policy_at: Some(ModelAt::StageStart), .. } =
         recipe.model.reference.clone().unwrap_or(ModelSpec { path: None, policy_at: None })
-        && s.inner_epochs * s.minibatches * s.steps == 1
+        && [s.inner_epochs, s.minibatches, s.steps] == [1; 3]
     {
         found.warn(
             at,
@@ -384,7 +429,35 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
         );
     }
     optimizer_problems(at, &s.optimizer, s.clip_norm, found);
-    found.parts(at, "schedule", s.schedule.check());
+    let updates = found.product(at, "optimiser steps", &[s.steps, s.inner_epochs, s.minibatches]);
+    found.product(at, "sampled tokens", &[s.steps, s.prompts_per_step, s.samples_per_prompt, s.sampling.max_tokens]);
+    schedule_problems(at, &s.schedule, Some(updates), found);
+    let completions = s.prompts_per_step.saturating_mul(s.samples_per_prompt);
+    if completions > MOST {
+        found.error(at, format!("a round samples {completions} completions"), format!("sample at most {MOST}"));
+    }
+    if s.objective.kl.is_some_and(|kl| kl.estimator == (KlEstimator::K1 {})) {
+        found.warn(
+            at,
+            "the gradient of `k1` as a loss term is zero on average",
+            "use `k2` or `k3`, whose gradients are not",
+        );
+    }
+}
+
+/// `steps`: optimiser steps, where the recipe says.
+fn schedule_problems(at: &str, schedule: &Schedule, steps: Option<usize>, found: &mut Found) {
+    found.parts(at, "schedule", schedule.check());
+    if let (Some(steps), Warmup::Steps(warmup)) = (steps, schedule.warmup())
+        && warmup >= steps as u64
+        && warmup > 0
+    {
+        found.warn(
+            at,
+            format!("the warm-up of {warmup} steps is not over after the stage's {steps}"),
+            "warm up for fewer steps: the learning rate never reaches its peak",
+        );
+    }
 }
 
 fn generation_problems(at: &str, g: &Generation, found: &mut Found) {
@@ -418,6 +491,10 @@ fn generation_problems(at: &str, g: &Generation, found: &mut Found) {
 fn eval_problems(at: &str, task: &EvalTask, found: &mut Found) {
     found.positive(at, "n", task.n);
     found.positive(at, "samples", task.samples);
+    let completions = task.n.saturating_mul(task.samples);
+    if completions > MOST_MEASURED {
+        found.error(at, format!("{completions} completions are to be measured"), format!("at most {MOST_MEASURED}"));
+    }
     found.positive(at, "max_tokens", task.max_tokens);
     if task.samples > 1 && task.temperature == Some(0.0) {
         found.error(
@@ -432,15 +509,11 @@ fn eval_problems(at: &str, task: &EvalTask, found: &mut Found) {
     if task.stop.iter().any(String::is_empty) {
         found.error(at, "a `stop` string is empty", "remove it");
     }
-    let likelihood = match &task.source {
-        EvalSource::Nll { .. } => true,
-        EvalSource::Tasks { tasks } => {
-            found.tasks(at, tasks);
-            matches!(tasks, TaskSource::Blimp(_))
-        }
-    };
-    let sampled = task.samples != 1 || task.temperature.is_some() || !task.stop.is_empty() || task.max_tokens != 64;
-    if likelihood && sampled {
+    if let EvalSource::Tasks { tasks } = &task.source {
+        found.tasks(at, tasks);
+    }
+    let given = task.samples != 1 || task.temperature.is_some() || task.max_tokens != EvalTask::MAX_TOKENS;
+    if task.source.likelihood() && (given || !task.stop.is_empty()) {
         found.error(
             at,
             "`samples`, `temperature`, `max_tokens` and `stop` have no effect: nothing is sampled, likelihoods are compared",

@@ -6,11 +6,13 @@
 
 mod check;
 mod load;
+mod method;
 mod parts;
 mod stages;
 
-pub use check::{Problem, Severity, check};
+pub use check::{Problem, Severity, check, check_task};
 pub use load::{Loaded, RecipeError, apply_set, load, parse, to_toml};
+pub use method::{Family, Method};
 pub use parts::{
     Batch, Clip, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models, Optimizer,
     Overflow, SaveDtype, Shape,
@@ -29,6 +31,9 @@ pub struct Recipe {
     /// One line on what the recipe shows, printed by `temper check` and in the report.
     #[serde(default)]
     pub about: String,
+    /// The published method that the recipe is an instance of: its row in METHODS.md.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
     /// The one seed of the run (default 0). All randomness is derived from it by (stage, step, task, sample).
     #[serde(default)]
     pub seed: u64,

@@ -262,7 +262,19 @@ fn eval_samples() -> usize {
     1
 }
 fn eval_max_tokens() -> usize {
-    64
+    EvalTask::MAX_TOKENS
+}
+
+impl EvalTask {
+    /// Longest completion where nothing is said.
+    pub const MAX_TOKENS: usize = 64;
+}
+
+impl EvalSource {
+    /// Whether likelihoods are compared and nothing is sampled.
+    pub fn likelihood(&self) -> bool {
+        matches!(self, Self::Nll { .. } | Self::Tasks { tasks: TaskSource::Blimp(_) })
+    }
 }
 
 /// What an evaluation task measures.
@@ -278,7 +290,8 @@ pub enum EvalSource {
     Nll {
         /// The data file, as in training data.
         path: String,
-        /// Which tokens count (default `response`; rows of plain text always count whole).
+        /// Which tokens count (default `response`; rows of plain text always count whole). No end token is added to texts and
+        /// completions: the likelihood is that of what is written.
         #[serde(default)]
         mask: Mask,
         /// Longest row, in tokens; longer ones are cut (default 512).

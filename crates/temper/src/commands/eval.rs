@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 use temper_train::eval::{Subject, measure};
 use temper_train::ledger::Cell;
-use temper_train::recipe::{EvalSource, EvalTask, Mask};
+use temper_train::recipe::{EvalSource, EvalTask, Mask, Severity, check_task};
 use temper_train::watch::Watch as _;
 use temper_train::{hub, run::load_model};
 
@@ -25,9 +25,12 @@ const ROW: usize = 512;
 /// Runs the command.
 pub(crate) fn run(args: &Eval) -> anyhow::Result<Exit> {
     let task = task(args)?;
+    if let Some(problem) = check_task(&task).into_iter().find(|p| p.severity == Severity::Error) {
+        return Err(user(problem.what, problem.hint));
+    }
     let device = machine::device(args.threads)?;
     let (model, tokenizer) = load_model(&device, &hub::local(&args.model)?)?;
-    let subject = Subject { ops: &device, model: &model, tokenizer: &tokenizer, seed: args.seed };
+    let subject = Subject { ops: &device, model: &model, tokenizer: &tokenizer, seed: args.seed, stop: None };
     let mut progress = Progress::on_stderr();
     let (metric, cell) = measure(subject, &task, "now", &mut |event| progress.event(event))?;
     drop(progress);
@@ -52,7 +55,7 @@ fn task(args: &Eval) -> anyhow::Result<EvalTask> {
         },
         (None, None) => return Err(user("there is nothing to measure", "give --task NAME or --data FILE")),
     };
-    Ok(EvalTask {
+    let mut task = EvalTask {
         id: args.task.as_ref().or(args.data.as_ref()).cloned().unwrap_or_default(),
         source,
         n: args.n,
@@ -60,7 +63,12 @@ fn task(args: &Eval) -> anyhow::Result<EvalTask> {
         temperature: args.temperature,
         max_tokens: args.max_tokens.unwrap_or(COMPLETION),
         stop: args.stop.clone(),
-    })
+    };
+    // Where nothing is sampled, only what was given can be refused.
+    if task.source.likelihood() && (args.data.is_some() || args.max_tokens.is_none()) {
+        task.max_tokens = EvalTask::MAX_TOKENS;
+    }
+    Ok(task)
 }
 
 /// Everything measured but the items, with what was asked for.
@@ -71,7 +79,7 @@ fn object(args: &Eval, task: &EvalTask, metric: &str, cell: &Cell) -> String {
     {
         object.insert(key.into(), value);
     }
-    if args.task.is_some() {
+    if !task.source.likelihood() {
         object.insert("samples".into(), json!(task.samples));
         object.insert("max_tokens".into(), json!(task.max_tokens));
     }
@@ -92,7 +100,11 @@ fn shown(args: &Eval, metric: &str, cell: &Cell) -> String {
         table.row([format!("pass@{k}"), percent(*value)]);
     }
     let shares = [("no answer found", cell.unparsed), ("cut off", cell.truncated)];
-    table.row(["items".to_owned(), cell.n.to_string()]);
+    let of = cell.of.filter(|of| *of != cell.n).map(|of| format!(" of {of}"));
+    table.row(["items".to_owned(), cell.n.to_string() + &of.unwrap_or_default()]);
+    if let Some(tokens) = cell.tokens {
+        table.row(["tokens".to_owned(), format!("{tokens}")]);
+    }
     if let Some(length) = cell.mean_length {
         table.row(["mean length, tokens".to_owned(), format!("{length:.1}")]);
     }

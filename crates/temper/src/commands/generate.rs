@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Generate) -> anyhow::Result<Exit> {
     let seeds = |i: usize| (0..args.n as u64).map(|s| split_seed(args.seed, &[i as u64, s])).collect();
     let requests: Vec<Request> =
         prompts.into_iter().enumerate().map(|(i, prompt)| Request { prompt, seeds: seeds(i) }).collect();
-    let done = rollout::complete(&device, &tokenizer, &model, &requests, &rules, MAX_BATCH, &mut |_, _| {})?;
+    let done = rollout::complete(&device, &tokenizer, &model, &requests, &rules, MAX_BATCH, None, &mut |_, _| {})?;
     let several = done.len() * args.n > 1;
     for (i, completions) in done.iter().enumerate() {
         for (sample, completion) in completions.iter().enumerate() {

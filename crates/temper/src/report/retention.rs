@@ -52,7 +52,20 @@ pub(super) fn section(run: &Run) -> String {
         return "<section>\n<h2>Gained and lost</h2>\n<p>The ledger holds no measurement yet.</p>\n</section>\n"
             .to_owned();
     }
-    format!("<section>\n<h2>Gained and lost</h2>\n{}{}{}</section>\n", matrix.cards(), matrix.table(), matrix.plots())
+    let notes = run.ledger.as_ref().map(notes).unwrap_or_default();
+    format!(
+        "<section>\n<h2>Gained and lost</h2>\n{}{}{}</section>\n{notes}",
+        matrix.cards(),
+        matrix.table(),
+        matrix.plots()
+    )
+}
+
+/// What was left out or cut of the stages' data.
+fn notes(ledger: &Value) -> String {
+    let notes = ledger.get("notes").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let items = concat(notes.iter().filter_map(Value::as_str).map(|note| format!("<li>{}</li>\n", escape(note))));
+    if items.is_empty() { items } else { format!("<section>\n<h2>Data</h2>\n<ul>\n{items}</ul>\n</section>\n") }
 }
 
 impl<'a> Matrix<'a> {

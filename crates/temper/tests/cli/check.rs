@@ -109,3 +109,30 @@ fn a_plan_shows_the_first_example_with_its_mask() {
     let lines = |what: &str| out.lines().filter(|l| l.trim_start().starts_with(what)).count();
     assert!(lines("read  |") > 0 && lines("train |") > 0 && out.contains("expected peak memory"), "{out}");
 }
+
+#[test]
+fn ids_that_lead_out_of_their_directory_are_refused() {
+    let place = Place::with_recipe();
+    for id in ["..", ".", ".hidden", "a/b", ""] {
+        place.bad(&["check", "small.toml", "--set", &format!("stage.2.id='{id}'")], &["stage id", &format!("{id:?}")]);
+    }
+    place.bad(&["check", "small.toml", "--set", "target.0.id=\"a\\nb\""], &["evaluation task id", "printable"]);
+}
+
+#[test]
+fn numbers_that_nobody_means_are_refused() {
+    let place = Place::with_recipe();
+    let bad = |set: &str, parts: &[&str]| place.bad(&["check", "small.toml", "--set", set], parts);
+    bad("stage.sft.optimizer.weight_decay=inf", &["`weight_decay` is inf"]);
+    bad("stage.sft.optimizer.eps=1e300", &["`eps` is 1e300"]);
+    bad("stage.grpo.clip_norm=inf", &["`clip_norm` is inf"]);
+    bad("target.0.n=100000000", &["completions are to be measured"]);
+    let most = ["steps", "prompts_per_step", "samples_per_prompt", "sampling.max_tokens"]
+        .map(|key| format!("stage.grpo.{key}=100000000"));
+    let sets: Vec<&str> = most.iter().flat_map(|set| ["--set", set]).collect();
+    place.bad(&[&["check", "small.toml"], &sets[..]].concat(), &["sampled tokens in all", "a round samples"]);
+    bad("stage.sft.weighting={ kind = \"group\" }", &["`weighting` is `group`", "sequence"]);
+    let text =
+        place.good(&["check", "small.toml", "--set", "stage.sft.schedule={ kind = \"constant\", warmup_steps = 9 }"]);
+    assert!(text.contains("warm-up of 9 steps") && text.contains("warning"), "{text}");
+}

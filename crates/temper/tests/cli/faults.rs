@@ -96,6 +96,15 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint() {
 }
 
 #[test]
+fn a_last_step_that_ruins_the_model_is_not_kept() {
+    let place = Place::with_recipe();
+    let ruin = ["lr=1e30", "weight_decay=1e30"].map(|set| format!("stage.sft.optimizer.{set}"));
+    let args = ["run", "small.toml", "--set", "stage.sft.steps=1", "--set", &ruin[0], "--set", &ruin[1]];
+    place.bad(&args, &["the parameter `", "diverged", "lower learning rate"]);
+    assert!(!place.path("runs/small/stages/sft").exists() && !place.path("runs/small/model").exists());
+}
+
+#[test]
 fn reward_commands_that_fail_are_errors_and_not_zeros() {
     let place = Place::with_recipe();
     let run = |command: &str, parts: &[&str]| {
@@ -172,4 +181,39 @@ fn a_directory_that_cannot_be_written() {
     }
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o700)).expect("set");
     place.bad(&["run", "small.toml", "--out", "small.toml/run"], &["small.toml"]);
+}
+
+/// A limit on the size of a file fails a write in its middle, as a full disk does.
+#[cfg(unix)]
+#[test]
+fn a_write_that_fails_in_the_middle_of_a_run_loses_nothing() {
+    let place = Place::with_recipe();
+    // The rollouts outgrow the limit, everything else stays below it.
+    let more = ["--set", "stage.grpo.steps=30", "--set", "stage.grpo.prompts_per_step=6"];
+    place.good(&[&["run", "small.toml", "--out", "whole"], &more[..]].concat());
+    let limited = "trap '' XFSZ; ulimit -f 256; exec \"$0\" \"$@\"";
+    let args = [&["run", "small.toml", "--out", "cut"], &more[..]].concat();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", limited, env!("CARGO_BIN_EXE_temper")]).args(&args).current_dir(place.0.path());
+    let said = command.output().expect("a shell");
+    let err = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(1), "{err}");
+    assert!(err.contains("rollouts.jsonl") && err.contains("hint:") && err.contains("nothing"), "{err}");
+    place.good(&[&args[..], &["--resume"]].concat());
+    for file in ["metrics.jsonl", "rollouts.jsonl", "ledger.json"] {
+        assert_eq!(place.read(&format!("cut/{file}")), place.read(&format!("whole/{file}")), "{file}");
+    }
+    let weights = |out: &str| fs::read(place.path(out).join("model/model.safetensors")).expect("weights");
+    assert!(weights("cut") == weights("whole"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_cannot_be_printed_are_an_error() {
+    let place = Place::new();
+    let full = || std::process::Stdio::from(fs::File::options().write(true).open("/dev/full").expect("there"));
+    let said = place.command(&["env", "list"]).stdout(full()).output().expect("the binary starts");
+    let err = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(1), "{err}");
+    assert!(err.contains("No space left") && err.contains("free some space"), "{err}");
 }

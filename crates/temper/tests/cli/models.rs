@@ -55,6 +55,24 @@ fn likelihood_of_a_file() {
 }
 
 #[test]
+fn likelihood_of_texts_is_of_what_is_written() {
+    let place = finished();
+    let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny");
+    let nll = |text: &str| {
+        place.write("text.jsonl", text);
+        object(&place.good(&["eval", tiny, "--data", "text.jsonl", "--n", "2", "--json"]))
+    };
+    // Characters are tokens there, and nothing predicts the first: no end token is counted.
+    let one = nll("{\"text\": \"abc\"}\n");
+    assert_eq!((&one["tokens"], &one["n"], &one["of"], &one["low"]), (&2.0.into(), &1.into(), &1.into(), &Value::Null));
+    let three = nll("{\"text\": \"abc\"}\n{\"text\": \"abc\"}\n{\"text\": \"x\"}\n");
+    assert_eq!((&three["tokens"], &three["n"], &three["of"]), (&4.0.into(), &2.into(), &3.into()));
+    assert!((three["nll"].as_f64().unwrap() - one["nll"].as_f64().unwrap()).abs() < 1e-6);
+    place.write("text.jsonl", "{\"text\": \"x\"}\n");
+    place.bad(&["eval", tiny, "--data", "text.jsonl"], &["text.jsonl", "no row"]);
+}
+
+#[test]
 fn wrong_tasks_and_data_are_named() {
     let place = finished();
     place.bad(&["eval", MODEL, "--task", "chain:1"], &["chain", "chains"]);
@@ -140,6 +158,10 @@ fn settings_without_effect_are_refused() {
     place.bad(&["generate", MODEL, "--prompt", "a", "--top-k", "5"], &["no effect", "--temperature"]);
     place.bad(&["generate", MODEL, "--prompt", "a", "--n", "2", "--temperature", "0"], &["all the same"]);
     place.bad(&["generate", MODEL, "--prompt", &"long ".repeat(200)], &["128"]);
+    place.bad(&["generate", MODEL, "--prompt", "a", "--n", "100000000000"], &["100000000000", "1000000"]);
+    let pairs = concat!("blimp:", env!("CARGO_MANIFEST_DIR"), "/tests/data/none.jsonl");
+    place.bad(&["eval", MODEL, "--task", pairs, "--samples", "4"], &["no effect"]);
+    place.bad(&["eval", MODEL, "--task", pairs, "--max-tokens", "5"], &["no effect"]);
 }
 
 #[test]

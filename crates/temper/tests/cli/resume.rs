@@ -119,6 +119,34 @@ fn interrupted_it_writes_a_checkpoint_exits_with_130_and_goes_on() {
 
 #[cfg(unix)]
 #[test]
+fn interrupted_in_the_middle_of_a_measurement_it_ends_at_once() {
+    let place = Place::with_recipe();
+    let endless = ["--set", "target.0.n=200000", "--set", "target.0.max_tokens=60"];
+    let mut child = start(&place, &[&["run", "small.toml"], &endless[..]].concat());
+    // The tokenizer and a new model come first; with the first training step logged, measuring is next.
+    wait_for(|| place.path("runs/small/stages/sft").is_dir());
+    std::thread::sleep(Duration::from_millis(300));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    let began = Instant::now();
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_directory_belongs_to_one_run_at_a_time() {
+    let place = Place::with_recipe();
+    let endless = ["--set", "target.0.n=200000", "--set", "target.0.max_tokens=60"];
+    let args = [&["run", "small.toml"], &endless[..]].concat();
+    let mut child = start(&place, &args);
+    wait_for(|| place.path("runs/small/stages/sft").is_dir());
+    place.bad(&[&args[..], &["--resume"]].concat(), &["a run is going on in `runs/small`", "--out"]);
+    child.kill().expect("killed");
+    child.wait().expect("it ends");
+}
+
+#[cfg(unix)]
+#[test]
 fn a_second_interrupt_aborts_at_once() {
     let place = Place::with_recipe();
     // One round that takes much longer than the test.

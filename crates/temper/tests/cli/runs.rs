@@ -80,10 +80,60 @@ fn a_directory_that_holds_something_is_left_alone() {
     place.bad(&["run", "small.toml", "--out", "full"], &["not empty", "--out"]);
     assert_eq!(place.read("full/notes.txt"), "mine");
     place.write("file", "mine");
-    place.bad(&["run", "small.toml", "--out", "file"], &["file"]);
+    place.bad(&["run", "small.toml", "--out", "file"], &["`file` is no directory"]);
     let said = finished().bad(&["run", "small.toml", "--out", "done"], &["holds a run already", "--resume"]);
     assert!(said.out.is_empty());
-    finished().bad(&["run", "small.toml", "--out", "done", "--resume", "--seed", "4"], &["another recipe", "seed = 4"]);
+    finished().bad(
+        &["run", "small.toml", "--out", "done", "--resume", "--seed", "4"],
+        &["another recipe", "only now: seed = 4"],
+    );
+}
+
+#[test]
+fn a_run_that_never_had_anything_is_begun_anew() {
+    let place = Place::new();
+    let measures_nothing = super::SMALL.replace("[[target]]", "[[unused]]").replace("[[retain]]", "[[unused]]");
+    let cut = |text: &str| text.split("[[unused]]").next().unwrap_or_default().to_owned();
+    let stages = &measures_nothing[measures_nothing.find("[[stage]]").expect("stages")..];
+    place.write("small.toml", cut(&measures_nothing) + stages);
+    place.write("rows.jsonl", "{\"text\": 3}\n");
+    let data = |key: &str| format!("stage.{key}.data=[{{ kind = \"file\", path = \"rows.jsonl\" }}]");
+    place.bad(&["run", "small.toml", "--set", &data("tokenizer")], &["rows.jsonl"]);
+    place.good(&["run", "small.toml"]);
+}
+
+#[test]
+fn damaged_checkpoints_are_not_overwritten() {
+    let place = Place::with_recipe();
+    place.good(&["run", "small.toml"]);
+    let metrics = place.read("runs/small/metrics.jsonl");
+    let checkpoints: Vec<_> =
+        std::fs::read_dir(place.path("runs/small/checkpoints")).expect("there").flatten().collect();
+    let damage = |name: &std::path::Path| std::fs::write(name.join("state.json"), "{").expect("written");
+    let mut paths: Vec<_> =
+        checkpoints.iter().map(std::fs::DirEntry::path).filter(|p| p.join("state.json").is_file()).collect();
+    paths.sort();
+    damage(paths.last().expect("the newest"));
+    let said = place.temper(&["run", "small.toml", "--resume"]);
+    assert!(said.code == Some(0) && said.err.contains("is damaged and passed over"), "{}", said.err);
+    assert_eq!(metrics, place.read("runs/small/metrics.jsonl"));
+    for checkpoint in std::fs::read_dir(place.path("runs/small/checkpoints")).expect("there").flatten() {
+        damage(&checkpoint.path());
+    }
+    place.bad(&["run", "small.toml", "--resume"], &["no checkpoint", "is whole", "--out"]);
+    assert_eq!(metrics, place.read("runs/small/metrics.jsonl"));
+}
+
+#[test]
+fn what_was_left_out_is_in_the_ledger_and_the_report() {
+    let place = Place::with_recipe();
+    let row = |answer: &str| format!("{{\"prompt\": \"a=1 a?\", \"completion\": \"{answer}\"}}\n");
+    place.write("rows.jsonl", row("1") + &row("2") + &row(&"long ".repeat(100)));
+    place.good(&["run", "small.toml", "--set", "stage.sft.data=[{ kind = \"file\", path = \"rows.jsonl\" }]"]);
+    let ledger: serde_json::Value = serde_json::from_str(&place.read("runs/small/ledger.json")).expect("JSON");
+    let note = ledger["notes"][0].as_str().expect("a note");
+    assert!(note.starts_with("sft: rows.jsonl") && note.contains("too_long"), "{note}");
+    assert!(place.read("runs/small/report.html").contains("too_long"));
 }
 
 #[test]
