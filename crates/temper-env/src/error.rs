@@ -87,7 +87,7 @@ pub enum Error {
         /// The task whose completion was being scored.
         task: String,
         /// What happened.
-        fault: CommandFault,
+        fault: Box<CommandFault>,
     },
 }
 

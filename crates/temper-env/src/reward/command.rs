@@ -114,7 +114,7 @@ impl Program {
 
     fn error(&self, transcript: &Transcript, fault: CommandFault) -> Error {
         let (part, task) = (self.part.clone(), transcript.task.id.clone());
-        Error::Command { part, command: self.command.join(" "), task, fault }
+        Error::Command { part, command: self.command.join(" "), task, fault: Box::new(fault) }
     }
 }
 

@@ -201,7 +201,7 @@ fn answers_beyond_the_requests_are_faults() {
     }
     // One line too many in the middle of a batch, by a program that takes its time.
     let third = "n=0; while read -r x; do n=$((n+1)); sleep 0.3; echo '{\"reward\": 1}'; if [ $n = 3 ]; then echo '{\"reward\": 7}'; fi; done";
-    let message = shell(third, 20.0).score(&vec![transcript(&task, "4"); 5]).unwrap_err().to_string();
+    let message = shell(third, 20.0).score(&[transcript(&task, "4"); 5]).unwrap_err().to_string();
     assert!(message.contains("beyond its answers to the 5 requests"), "{message}");
     // Written before anything was asked, or long after the last answer.
     assert!(fault(&format!("echo '{{\"reward\": 3}}'; {COUNTING}")).contains("beyond"));
