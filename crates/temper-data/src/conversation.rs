@@ -151,16 +151,26 @@ fn text_part(part: &Value) -> Result<&str, String> {
         .ok_or_else(|| format!("only text parts are supported in content, found {part}"))
 }
 
+/// Weights say how much more one turn counts than another. Beyond this a sum of them would leave the range of f32,
+/// and the row that did it could no longer be named.
+const HEAVIEST: f32 = 1e6;
+
+/// The weight as it is trained with, unless it is out of range or would silently become 0.
+fn narrow(weight: f64) -> Option<f32> {
+    let narrow = weight as f32;
+    let kept = (0.0..=HEAVIEST).contains(&narrow) && (narrow > 0.0) == (weight > 0.0) && weight >= 0.0;
+    kept.then_some(narrow)
+}
+
 /// A number of at least 0, a boolean, or null.
 fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     match &value {
         Value::Null => Ok(None),
         Value::Bool(on) => Ok(Some(f32::from(u8::from(*on)))),
-        Value::Number(number) => match number.as_f64() {
-            Some(weight) if weight >= 0.0 && weight.is_finite() => Ok(Some(weight as f32)),
-            _ => Err(D::Error::custom(format!("weight must be 0 or more, found {number}"))),
-        },
+        Value::Number(number) => number.as_f64().and_then(narrow).map(Some).ok_or_else(|| {
+            D::Error::custom(format!("weight must be 0 or more, and at most {HEAVIEST} (usually 1), found {number}"))
+        }),
         other => Err(D::Error::custom(format!("weight must be a number or a boolean, found {other}"))),
     }
 }
@@ -192,6 +202,10 @@ mod tests {
             r#"{"role":"user","content":[{"type":"image"}]}"#,
             r#"{"role":"assistant","content":"a","weight":-1}"#,
             r#"{"role":"assistant","content":"a","weight":"much"}"#,
+            // Infinity, or 0, once it is an f32.
+            r#"{"role":"assistant","content":"a","weight":1e300}"#,
+            r#"{"role":"assistant","content":"a","weight":1e-300}"#,
+            r#"{"role":"assistant","content":"a","weight":1000001}"#,
         ] {
             assert!(serde_json::from_str::<Message>(bad).is_err(), "{bad}");
         }

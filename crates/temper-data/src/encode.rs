@@ -109,6 +109,12 @@ pub enum Cause {
     /// The chat template refuses the conversation.
     #[error("{0}")]
     Unrenderable(String),
+    /// The chat template was stopped because it does not end.
+    #[error("the chat template was stopped after {steps} steps: it does not end")]
+    EndlessTemplate {
+        /// How many steps it was given.
+        steps: u64,
+    },
     /// The chat template rewrites every turn that would be trained on.
     #[error(
         "the chat template writes the model's turns differently from what the model would generate after its prompt"
@@ -128,6 +134,7 @@ impl Cause {
             Self::NoSupervisedTokens => "no_supervised_tokens",
             Self::EmptyPrompt => "empty_prompt",
             Self::Unrenderable(_) => "unrenderable",
+            Self::EndlessTemplate { .. } => "endless_template",
             Self::RewrittenHistory => "rewritten_history",
             Self::BadRow(_) => "bad_row",
         }
@@ -182,6 +189,9 @@ pub fn encode_example_prompt(tokenizer: &Tokenizer, example: &Example) -> Result
 }
 
 fn prompt_of(tokenizer: &Tokenizer, conversation: &Conversation) -> Result<Vec<u32>, Error> {
+    if tokenizer.deaf(conversation.tools.as_ref()).to_user {
+        return Err(Error::Render(deaf_to("user")));
+    }
     let text = tokenizer.render(conversation, true)?;
     let starts = turns::starts(tokenizer, conversation, &text);
     Ok(Pieces::new(tokenizer, &text, &starts)?.ids)
@@ -194,6 +204,10 @@ fn encode_chat(tokenizer: &Tokenizer, conversation: &Conversation, mask: MaskPol
     }
     if !conversation.messages.iter().any(|message| message.loss_weight() > 0.0) && mask == MaskPolicy::Response {
         return Err(Cause::NoSupervisedTokens);
+    }
+    let deaf = tokenizer.deaf(conversation.tools.as_ref());
+    if deaf.to_user || deaf.to_model {
+        return Err(Cause::Unrenderable(deaf_to(if deaf.to_user { "user" } else { "model" })));
     }
     let text = tokenizer.render(conversation, false).map_err(unrenderable)?;
     let turns = Turns::find(tokenizer, conversation, &text);
@@ -215,7 +229,7 @@ fn encode_chat(tokenizer: &Tokenizer, conversation: &Conversation, mask: MaskPol
     }
     encoded.rewritten_turns += turns.lost.iter().filter(|i| conversation.messages[**i].loss_weight() > 0.0).count();
     if encoded.supervised() == 0 && encoded.rewritten_turns > 0 {
-        return Err(Cause::RewrittenHistory);
+        return Err(turns.refused.unwrap_or(Cause::RewrittenHistory));
     }
     encoded.ids = pieces.ids;
     Ok(encoded)
@@ -231,8 +245,17 @@ fn writes_calls(text: &str, message: &Message) -> bool {
     })
 }
 
+/// What is wrong with a template that writes the same whatever someone says.
+fn deaf_to(who: &str) -> String {
+    format!(
+        "it writes the same whatever the {who} says; expected one that writes each message's `content`, which is a text \
+         (templates of image models may want a list of parts)"
+    )
+}
+
 fn unrenderable(error: Error) -> Cause {
     match error {
+        Error::EndlessTemplate { steps } => Cause::EndlessTemplate { steps },
         Error::Render(why) => Cause::Unrenderable(why),
         other => Cause::Unrenderable(other.to_string()),
     }

@@ -43,6 +43,15 @@ pub enum Error {
     /// A chat template that cannot render a conversation.
     #[error("the chat template cannot render the conversation: {0}")]
     Render(String),
+    /// A chat template that was stopped because its rendering does not end.
+    #[error(
+        "the chat template was stopped after {steps} steps: it does not end, or not within reason; look for loops over \
+         large ranges in it"
+    )]
+    EndlessTemplate {
+        /// How many steps of the template engine it was given.
+        steps: u64,
+    },
     /// A tokenizer definition that is not usable.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
@@ -62,8 +71,10 @@ pub enum Error {
     NothingSupervised {
         /// Rows read.
         rows: usize,
-        /// Dropped rows by cause.
+        /// Dropped rows by cause, with what was said about the first of each.
         detail: String,
+        /// [`Cause::name`](crate::Cause::name) of the commonest cause; empty if no row was dropped.
+        cause: String,
     },
     /// A sampler's settings make no sense.
     #[error("sampler: {0}")]

@@ -23,7 +23,7 @@ pub use encode::{
 };
 pub use error::Error;
 pub use history::{History, Record};
-pub use load::{Format, Kind, LoadReport, SampleBy, load};
+pub use load::{Format, Kind, LoadReport, RawRow, SampleBy, load, raw_rows};
 pub use pack::pack;
 pub use sampler::{EpochSampler, MixtureSampler};
 pub use template::{ChatTemplate, Date};

@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{Error, Example, Payload};
 use read::{Contents, Row};
 use rows::Shape;
+
+/// A row by column.
+type Columns = Map<String, Value>;
 
 /// How many bad rows an error shows.
 const SHOWN: usize = 10;
@@ -20,7 +23,7 @@ const SHOWN: usize = 10;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Told by the columns of the first row.
+    /// Told by the columns of the first row that is an object.
     #[default]
     Auto,
     /// `messages` with `role` and `content`, or ShareGPT's `conversations` with `from` and `value`; `tools`, `system`.
@@ -79,8 +82,8 @@ pub struct LoadReport {
     pub repeated_ids: usize,
 }
 
-/// Reads a file of examples: `.jsonl`, `.json` (an array of rows, or an object with the rows under `examples` or
-/// `data`), `.txt`, each also with `.gz` or `.zst` behind it.
+/// Reads a file of examples: `.jsonl` (one object a line, never an array of them), `.json` (an array of rows, or an
+/// object with the rows under `examples` or `data`), `.txt`, each also with `.gz` or `.zst` behind it.
 ///
 /// Ids are the rows' own `id`, or `<file stem>:<line or element>`. Every row must be readable: bad ones make the whole
 /// file an error that names the first ten with their lines.
@@ -90,12 +93,32 @@ pub fn load(path: impl AsRef<Path>, format: &Format) -> Result<(Vec<Example>, Lo
     let stem = read::stem(path);
     match contents {
         Contents::Text(text) => Ok(plain(&stem, &text, format)?),
-        Contents::Rows { rows, blank_lines } => {
+        Contents::Rows { rows, blank_lines, .. } => {
             let (examples, mut report) = examples(path, &stem, rows, format)?;
             report.blank_lines = blank_lines;
             Ok((examples, report))
         }
     }
+}
+
+/// A row of a file as it is, or what is wrong with it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RawRow {
+    /// Its line, or its place in the list; from 1.
+    pub number: usize,
+    /// `line` or `item`: what the number counts.
+    pub unit: &'static str,
+    /// Its columns.
+    pub columns: Result<Map<String, Value>, String>,
+}
+
+/// Reads a file of rows as [`load`] does, but takes them for nothing yet. Blank lines are left out.
+pub fn raw_rows(path: impl AsRef<Path>) -> Result<Vec<RawRow>, Error> {
+    let path = path.as_ref();
+    let Contents::Rows { rows, unit, .. } = read::contents(path)? else {
+        return Err(Error::content(path, "plain text; expected rows in a .jsonl or .json file"));
+    };
+    Ok(rows.into_iter().map(|row| RawRow { number: row.number, unit, columns: row.columns() }).collect())
 }
 
 fn plain(stem: &str, text: &str, format: &Format) -> Result<(Vec<Example>, LoadReport), Error> {
@@ -132,28 +155,44 @@ fn cut(text: &str, by: SampleBy) -> Vec<(usize, String)> {
 
 fn examples(path: &Path, stem: &str, rows: Vec<Row>, format: &Format) -> Result<(Vec<Example>, LoadReport), Error> {
     let read = rows.len();
-    let first = rows.iter().find_map(|row| row.value.as_ref().ok());
-    let shape = Shape::of(first, format).map_err(|why| Error::content(path, why))?;
+    let rows: Vec<(usize, Result<Columns, String>)> = rows.into_iter().map(|row| (row.number, row.columns())).collect();
+    let shape = shape(path, &rows, format)?;
     let mut ids = Ids::default();
     let (mut examples, mut bad) = (Vec::with_capacity(read), Vec::new());
-    for row in rows {
-        match row.value.and_then(|value| example(&shape, stem, row.number, value, &mut ids)) {
+    for (number, row) in rows {
+        match row.and_then(|row| example(&shape, stem, number, row, &mut ids)) {
             Ok(example) => examples.push(example),
-            Err(why) => bad.push((row.number, why)),
+            Err(why) => bad.push((number, why)),
         }
     }
     if !bad.is_empty() {
-        let count = bad.len();
-        bad.truncate(SHOWN);
-        return Err(Error::BadRows { path: path.to_owned(), count, read, first: bad });
+        return Err(bad_rows(path, read, bad));
     }
     Ok((examples, LoadReport { rows: read, kind: shape.kind(), repeated_ids: ids.repeated, ..LoadReport::default() }))
 }
 
-fn example(shape: &Shape, stem: &str, number: usize, value: Value, ids: &mut Ids) -> Result<Example, String> {
-    let Value::Object(row) = value else {
-        return Err(format!("expected an object, found {}", rows::kind_of(&value)));
+/// What the first object tells. Rows that cannot be read are named first: they may be why nothing can be told.
+fn shape(path: &Path, rows: &[(usize, Result<Columns, String>)], format: &Format) -> Result<Shape, Error> {
+    rows::check(format).map_err(|why| Error::content(path, why))?;
+    let unreadable = || -> Vec<(usize, String)> {
+        rows.iter().filter_map(|(number, row)| Some((*number, row.as_ref().err()?.clone()))).collect()
     };
+    let Some((number, first)) = rows.iter().find_map(|(number, row)| Some((number, row.as_ref().ok()?))) else {
+        return Err(bad_rows(path, rows.len(), unreadable()));
+    };
+    Shape::of(first, format).map_err(|why| match unreadable() {
+        none if none.is_empty() => Error::content(path, format!("row {number}: {why}")),
+        bad => bad_rows(path, rows.len(), bad),
+    })
+}
+
+fn bad_rows(path: &Path, read: usize, mut bad: Vec<(usize, String)>) -> Error {
+    let count = bad.len();
+    bad.truncate(SHOWN);
+    Error::BadRows { path: path.to_owned(), count, read, first: bad }
+}
+
+fn example(shape: &Shape, stem: &str, number: usize, row: Columns, ids: &mut Ids) -> Result<Example, String> {
     let given = match row.get("id") {
         Some(Value::String(id)) if !id.is_empty() => Some(id.clone()),
         Some(Value::Number(id)) => Some(id.to_string()),

@@ -3,7 +3,7 @@
 mod python;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use minijinja::value::{Rest, Value as Jinja};
 use minijinja::{Environment, ErrorKind};
@@ -14,6 +14,10 @@ pub use python::Date;
 
 /// The names under which messages carry reasoning; templates read the first (and, some, the second).
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Steps of the template engine after which a rendering is given up: about half a second. A conversation of a
+/// thousand messages takes a few hundred thousand.
+const MOST_STEPS: u64 = 10_000_000;
 
 /// A compiled chat template with the variables it sees.
 ///
@@ -27,6 +31,14 @@ pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     variables: Map<String, Value>,
     date: Date,
+    deaf: OnceLock<Deaf>,
+}
+
+/// Whose words make no difference to what a template writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deaf {
+    pub(crate) to_user: bool,
+    pub(crate) to_model: bool,
 }
 
 impl ChatTemplate {
@@ -45,6 +57,7 @@ impl ChatTemplate {
     #[must_use]
     pub fn with_variable(mut self, name: impl Into<String>, value: Value) -> Self {
         self.variables.insert(name.into(), value);
+        self.deaf = OnceLock::new();
         self
     }
 
@@ -70,7 +83,24 @@ impl ChatTemplate {
         context.insert("documents".into(), Value::Null);
         context.insert("add_generation_prompt".into(), json!(add_generation_prompt));
         let template = self.environment.get_template("chat").map_err(|e| Error::TemplateSyntax(explain(&e)))?;
-        template.render(context).map_err(|e| Error::Render(explain(&e)))
+        template.render(context).map_err(|e| {
+            if is_endless(&e) { Error::EndlessTemplate { steps: MOST_STEPS } } else { Error::Render(explain(&e)) }
+        })
+    }
+
+    /// Finds out, once, whether the template writes what the messages say. A template that refuses the probes is not
+    /// judged by them.
+    pub(crate) fn deaf(&self) -> Deaf {
+        *self.deaf.get_or_init(|| {
+            let same = |probe: &dyn Fn(&str) -> Vec<Message>, prompt: bool| {
+                let render = |word: &str| self.render_messages(&probe(word), None, prompt).ok();
+                render("zq7one").is_some_and(|one| render("zq7two") == Some(one))
+            };
+            Deaf {
+                to_user: same(&|word| vec![Message::user(word)], true),
+                to_model: same(&|word| vec![Message::user("a"), Message::assistant(word)], false),
+            }
+        })
     }
 
     fn compile(source: Arc<str>, variables: Map<String, Value>, date: Date) -> Result<Self, Error> {
@@ -78,7 +108,7 @@ impl ChatTemplate {
         environment
             .add_template_owned("chat", without_generation_marks(&unix_lines(&source)))
             .map_err(|e| Error::TemplateSyntax(explain(&e)))?;
-        Ok(Self { source, environment: Arc::new(environment), variables, date })
+        Ok(Self { source, environment: Arc::new(environment), variables, date, deaf: OnceLock::new() })
     }
 }
 
@@ -92,6 +122,7 @@ fn dialect(date: Date) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
+    environment.set_fuel(Some(MOST_STEPS));
     environment.set_formatter(python::print);
     environment.set_unknown_method_callback(python::method);
     environment.add_test("iterable", python::is_iterable);
@@ -145,6 +176,12 @@ fn replace_mark(tag: &str) -> String {
         "endgeneration" => tag.replace("endgeneration", "endwith"),
         _ => tag.to_owned(),
     }
+}
+
+/// Whether the engine ran out of steps, be it inside a macro or a filter.
+fn is_endless(error: &minijinja::Error) -> bool {
+    let below = || std::error::Error::source(error)?.downcast_ref::<minijinja::Error>();
+    error.kind() == ErrorKind::OutOfFuel || below().is_some_and(is_endless)
 }
 
 /// The error's own message, the line, and the causes below it.

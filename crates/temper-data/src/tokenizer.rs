@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper, Tokenizer as Inner};
 
+use crate::template::Deaf;
 use crate::{ChatTemplate, Conversation, Error, Message};
 pub(crate) use pieces::Pieces;
 pub use train::{BpeOptions, CHATML, train_bpe};
@@ -152,9 +153,17 @@ impl Tokenizer {
         tools: Option<&Value>,
         add_generation_prompt: bool,
     ) -> Result<String, Error> {
+        self.template(tools).render_messages(messages, tools, add_generation_prompt)
+    }
+
+    /// Whose words the template for a conversation with these tools leaves out.
+    pub(crate) fn deaf(&self, tools: Option<&Value>) -> Deaf {
+        self.template(tools).deaf()
+    }
+
+    fn template(&self, tools: Option<&Value>) -> &ChatTemplate {
         let Templates { chat, tool_use, plain } = &self.templates;
-        let template = tools.and(tool_use.as_ref()).or(chat.as_ref()).unwrap_or(plain);
-        template.render_messages(messages, tools, add_generation_prompt)
+        tools.and(tool_use.as_ref()).or(chat.as_ref()).unwrap_or(plain)
     }
 
     /// The texts of the stop tokens that have one.

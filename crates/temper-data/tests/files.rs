@@ -143,7 +143,6 @@ fn containers_and_compression_do_not_matter() {
         ("e.json", format!(r#"{{"canary":"x","examples":{array}}}"#)),
         ("f.json", format!("{{\n \"data\": {array}\n}}")),
         ("g.json", lines.clone()),
-        ("h.jsonl", array.clone()),
     ] {
         let payloads = |name: &str, bytes: &[u8]| -> Vec<Payload> {
             folder.load(name, bytes).0.into_iter().map(|example| example.payload).collect()
@@ -212,6 +211,53 @@ fn bad_lines_are_named_and_none_is_skipped() {
     let rows = r#"{"messages":[{"role":"assistant","content":"a","weight":-1}]}"#;
     assert!(folder.error("c.jsonl", rows).contains("messages[0]: weight must be 0 or more"));
     assert!(folder.error("d.jsonl", r#"{"messages":[]}"#).contains("empty"));
+}
+
+#[test]
+fn bad_lines_are_named_whatever_stands_around_them() {
+    let folder = Folder::new();
+    for (bytes, parts) in [
+        (&b"{\"mess\n{x\n"[..], ["2 bad rows of 2", "row 1: not valid JSON", "row 2: not valid JSON"]),
+        (b"\x93\xfe\x00 \x01\n\xff", ["2 bad rows of 2", "row 1: not UTF-8", "row 2: not UTF-8"]),
+        (b"{\"text\": \"\\ud800\"}\n", ["1 bad row of 1", "row 1: not valid JSON", "hex escape"]),
+        (b"[1]\n{\"text\": \"a\"}\n", ["1 bad row of 2", "row 1: expected an object, found an array", ".json"]),
+        (b"7\nnull", ["2 bad rows of 2", "row 1: expected an object, found a number", "found null"]),
+        // The first object tells no format, but the lines that cannot be read are named all the same.
+        (b"{\"text\n{\"x\": 1}\n", ["1 bad row of 2", "row 1: not valid JSON", "a.jsonl"]),
+        (b"\n{\"x\": 1}\n", ["row 2: cannot tell the format", "[\"x\"]", "set kind"]),
+    ] {
+        for (name, bytes) in [("a.jsonl", bytes.to_vec()), ("a.jsonl.gz", gzip(bytes)), ("a.jsonl.zst", zstd_of(bytes))]
+        {
+            let error = folder.error(name, bytes);
+            for part in parts {
+                assert!(error.contains(part), "{part}: {error}");
+            }
+        }
+    }
+    // The shape is that of the first object, not of the first line.
+    let error = folder.error("a.jsonl", "7\n{\"text\": \"a\"}\n{\"text\": 1}\n");
+    assert!(error.contains("2 bad rows of 3") && error.contains("row 3: \"text\" must be a string"), "{error}");
+    // An array is a document under the name of one only.
+    let error = folder.error("h.jsonl", r#"[{"text":"a"},{"text":"b"}]"#);
+    assert!(error.contains("row 1: expected an object, found an array"), "{error}");
+    // Settings are wrong whatever the rows are.
+    let path = folder.file("i.jsonl", "{x");
+    let format = Format { kind: Kind::Text, system: Some("s".into()), ..Format::default() };
+    assert!(load(path, &format).unwrap_err().to_string().contains("no effect"));
+}
+
+#[test]
+fn weights_that_no_f32_holds_are_named_with_their_row() {
+    let folder = Folder::new();
+    let row = |weight: &str| {
+        let turn = format!(r#"{{"role":"assistant","content":"a","weight":{weight}}}"#);
+        format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"q\"}},{turn}]}}\n")
+    };
+    for weight in ["1e300", "1e-300", "1e39", "2e6"] {
+        let error = folder.error("a.jsonl", [row("1"), row(weight)].concat());
+        assert!(error.contains("row 2: messages[1]: weight must be 0 or more, and at most"), "{error}");
+    }
+    assert_eq!(folder.load("b.jsonl", [row("0"), row("1e6"), row("0.5")].concat()).0.len(), 3);
 }
 
 #[test]

@@ -85,6 +85,82 @@ fn a_template_that_rewrites_everything_is_reported() {
     assert_eq!(result, Err(Cause::RewrittenHistory));
 }
 
+fn with_source(source: &str) -> Tokenizer {
+    golden_tokenizer("bytes").with_chat_template(Some(source)).unwrap()
+}
+
+#[test]
+fn a_template_that_does_not_end_is_stopped() {
+    let forever = "{% for a in range(50000) %}{% for b in range(50000) %}{% endfor %}{% endfor %}";
+    let deep = with_source(&format!("{{% macro deep() %}}{forever}{{% endmacro %}}{{{{ deep() }}}}"));
+    assert!(matches!(deep.render(&turns().into(), true), Err(Error::EndlessTemplate { .. })));
+    for source in [
+        forever.to_owned(),
+        // For generation only.
+        format!(
+            "{{{{ messages[0].content }}}}{{{{ messages[-1].content }}}}{{% if add_generation_prompt %}}{forever}{{% endif %}}"
+        ),
+    ] {
+        let tokenizer = with_source(&source);
+        let rows = vec![chat(turns()); 1000];
+        let error = encode_all(&tokenizer, &rows, MaskPolicy::Response, ROOM, Overflow::Drop).unwrap_err();
+        assert!(matches!(error, Error::EndlessTemplate { .. }), "{error}");
+        assert!(error.to_string().contains("loops over large ranges"), "{error}");
+        assert!(matches!(encode_prompt(&tokenizer, &turns()), Err(Error::EndlessTemplate { .. })));
+    }
+}
+
+#[test]
+fn long_conversations_fit_into_the_steps_of_a_template() {
+    let tokenizer = with_template("bytes", "qwen3");
+    let messages: Vec<Message> = (0..1000).flat_map(|_| [Message::user("a"), Message::assistant("b")]).collect();
+    assert!(tokenizer.render(&messages.into(), true).is_ok());
+}
+
+#[test]
+fn a_template_that_ignores_the_messages_is_refused() {
+    let messages = vec![Message::user("a"), Message::assistant("b")];
+    for (source, who) in [
+        ("<|user|>hello<|end|><|assistant|>fine<|end|>", "user"),
+        // As templates of image models are given a text.
+        (
+            "{% for m in messages %}<|{{ m.role }}|>{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>{% endfor %}",
+            "user",
+        ),
+        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}<|end|>{% endfor %}", "model"),
+    ] {
+        let tokenizer = with_source(source);
+        let said = format!("writes the same whatever the {who} says");
+        for mask in [MaskPolicy::Response, MaskPolicy::All] {
+            let result = encode(&tokenizer, &chat(messages.clone()), mask, ROOM, Overflow::Drop);
+            assert!(matches!(&result, Err(Cause::Unrenderable(why)) if why.contains(&said)), "{result:?}");
+        }
+        let prompt = encode_prompt(&tokenizer, &messages[..1]);
+        assert_eq!(prompt.is_err(), who == "user", "{prompt:?}");
+        assert!(prompt.err().is_none_or(|error| error.to_string().contains(&said)));
+    }
+}
+
+#[test]
+fn what_a_template_refuses_is_told_when_nothing_is_left() {
+    let rows = vec![chat(turns()); 3];
+    for (source, why) in [
+        ("{{ messages[0].content.nosuch() }}", "nosuch"),
+        // The whole conversation is rendered, the prompts in it are not.
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}\
+             {% if add_generation_prompt %}{{ raise_exception('no prompts here') }}{% endif %}",
+            "no prompts here",
+        ),
+    ] {
+        let error = encode_all(&with_source(source), &rows, MaskPolicy::Response, ROOM, Overflow::Drop).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert!(matches!(error, Error::NothingSupervised { cause, .. } if cause == "unrenderable"));
+    }
+    let long = encode_all(&with_template("bytes", "chatml"), &rows, MaskPolicy::Response, 3, Overflow::Drop);
+    assert!(matches!(long, Err(Error::NothingSupervised { cause, .. }) if cause == "too_long"));
+}
+
 #[test]
 fn weights_scale_single_turns() {
     let tokenizer = with_template("bytes", "chatml");

@@ -78,14 +78,16 @@ pub enum Error {
         why: String,
     },
     /// A reward command failed; nothing was scored.
-    #[error("the reward command `{command}` {fault} (task `{task}`)")]
+    #[error("the command `{command}` of the reward `{part}` {fault} (task `{task}`)")]
     Command {
+        /// The name of the reward part.
+        part: String,
         /// The command line, joined by spaces.
         command: String,
         /// The task whose completion was being scored.
         task: String,
         /// What happened.
-        fault: CommandFault,
+        fault: Box<CommandFault>,
     },
 }
 
@@ -121,6 +123,20 @@ pub enum CommandFault {
         line: String,
         /// What is wrong with it.
         why: String,
+        /// The end of what it wrote on stderr.
+        stderr: String,
+    },
+    /// It wrote a line that answers no request, so that it is not known which line answers which.
+    #[error(
+        "wrote `{line}` beyond its answers to the {answered} requests so far: print one JSON line for each request, and \
+         anything else on stderr{}",
+        tail(stderr)
+    )]
+    Surplus {
+        /// The line, shortened.
+        line: String,
+        /// How many requests it had been sent, all of which have an answer.
+        answered: u64,
         /// The end of what it wrote on stderr.
         stderr: String,
     },

@@ -16,7 +16,7 @@ mod verify;
 mod world;
 
 pub use error::{CommandFault, Error};
-pub use reward::{LengthUnit, RewardKind, RewardPart, Scorer, Transcript};
+pub use reward::{LengthUnit, RewardKind, RewardPart, Scorer, Transcript, kill_children};
 pub use source::{
     BbhSource, BlimpSource, Families, FileSource, Gsm8kSource, MultipleChoiceSource, TaskSet, TaskSource,
     TinyWorldSource,

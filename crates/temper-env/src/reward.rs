@@ -1,6 +1,7 @@
 //! Rewards: weighted parts, scored for many completions at once.
 
 mod command;
+mod group;
 
 use std::collections::BTreeSet;
 
@@ -9,6 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Pattern, Task, Verdict};
 use command::Program;
+pub use group::kill_children;
+
+/// The largest magnitude of a command's reward and of a part's weight. Rewards of people's own are 0 to 1 or a few
+/// hundreds; squares of numbers near the end of the range overflow, so that every advantage would silently become 0.
+const LARGEST: f64 = 1e6;
 
 /// One completion to be scored.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +36,7 @@ pub struct Transcript<'a> {
 pub struct RewardPart {
     /// Under which its values are logged (`rewards/<name>/mean`).
     pub name: String,
-    /// Its factor; 0 logs it only.
+    /// Its factor, of a magnitude of at most 1e6; 0 logs it only.
     #[serde(default = "one")]
     pub weight: f64,
     /// What is rewarded.
@@ -80,6 +86,8 @@ pub enum RewardKind {
     /// A program of your own, kept running. For each completion it reads one JSON line `{"index", "id", "prompt",
     /// "messages", "completion", "answer", "tags", "n_tokens", "truncated"}` and writes one JSON line `{"reward": 0.5}`,
     /// in the same order; or `{"failed": "why"}` where there is nothing to grade, which counts 0 and is reported apart.
+    /// Rewards are from -1e6 to 1e6. An answer may repeat the `index`, which is then checked; any line beyond one answer
+    /// for each request is an error, so messages belong on stderr.
     Command {
         /// The program and its arguments; no shell is involved.
         command: Vec<String>,
@@ -122,8 +130,8 @@ impl RewardPart {
         if self.name.trim().is_empty() {
             return Err(Error::Setting { option: "name".into(), why: "a reward needs a name".into() });
         }
-        if !self.weight.is_finite() {
-            return no("weight", format!("expected a number, found {}", self.weight));
+        if self.weight.is_nan() || self.weight.abs() > LARGEST {
+            return no("weight", format!("expected a number from -{LARGEST:e} to {LARGEST:e}, found {}", self.weight));
         }
         match &self.kind {
             RewardKind::Length { max, buffer, .. } if *max == 0 || buffer > max => no(
@@ -144,7 +152,7 @@ impl RewardPart {
 }
 
 /// Scores completions. Reward commands start at the first use, stay alive between calls, and are killed with their
-/// process groups when this is dropped.
+/// process groups when this is dropped, or by [`kill_children`].
 #[derive(Debug)]
 pub struct Scorer {
     parts: Vec<(RewardPart, Option<Program>)>,
@@ -184,7 +192,8 @@ impl Scorer {
         Ok(Self { parts: parts.iter().map(|part| (part.clone(), program(part))).collect() })
     }
 
-    /// The verdicts, in the order of the transcripts. All go to a reward command before its first answer is awaited.
+    /// The verdicts, in the order of the transcripts. All go to a reward command before its first answer is awaited, but
+    /// for the first one after its start, which goes alone.
     ///
     /// # Errors
     /// A fault of a reward command or of a task's gold answer; nothing is scored then.
@@ -201,7 +210,9 @@ impl Scorer {
 
 fn program(part: &RewardPart) -> Option<Program> {
     match &part.kind {
-        RewardKind::Command { command, timeout_s } => Some(Program::new(command.clone(), *timeout_s)),
+        RewardKind::Command { command, timeout_s } => {
+            Some(Program::new(part.name.clone(), command.clone(), *timeout_s))
+        }
         _ => None,
     }
 }

@@ -80,6 +80,18 @@ impl TaskSource {
         self.paths().first().map_or_else(|| "tiny_world".to_owned(), |path| stem(path))
     }
 
+    /// The options set here that change demonstrations and nothing else: no prompt, no answer, no verifier. They have no
+    /// effect where completions are sampled and scored.
+    pub fn demonstration_options(&self) -> Vec<&'static str> {
+        let option = match self {
+            Self::TinyWorld(source) => source.cot.then_some("cot"),
+            Self::Gsm8k(source) => source.keep_calculator.then_some("keep_calculator"),
+            Self::File(source) => source.demonstration.as_ref().map(|_| "demonstration"),
+            Self::MultipleChoice(_) | Self::Bbh(_) | Self::Blimp(_) => None,
+        };
+        option.into_iter().collect()
+    }
+
     /// The paths that the source reads.
     pub fn paths(&self) -> Vec<&str> {
         match self {

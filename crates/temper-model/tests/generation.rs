@@ -40,6 +40,11 @@ fn completions_end_for_the_first_reason_that_holds() {
     let cut = run(&rules(20), ids(0, 4), &|tokens: &[u32]| tokens.len() == 6);
     assert_eq!((cut.tokens.as_slice(), cut.stop), (&free.tokens[..6], Stop::StopString));
 
+    // The caller's wish is named where the last token is an end of its own too.
+    let both = Sampling { stop_ids: vec![free.tokens[at]], ..rules(20) };
+    let both = run(&both, ids(0, 4), &|tokens: &[u32]| tokens.last() == Some(&end));
+    assert_eq!((both.tokens.as_slice(), both.stop), (&free.tokens[..=at], Stop::StopString));
+
     let full = run(&rules(500), ids(0, 190), &no_stops);
     assert_eq!((full.tokens.len(), full.stop), (10, Stop::ContextFull));
 }

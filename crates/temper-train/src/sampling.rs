@@ -12,8 +12,8 @@ impl Generation {
     }
 }
 
-/// The engine's sampling rules. Every end-of-sequence and end-of-turn token of the tokenizer stops, and so does a stop
-/// string that is a token itself (a special one never shows in the text).
+/// The engine's sampling rules. Every end-of-sequence and end-of-turn token of the tokenizer stops; stop strings are
+/// [`decode_stops`]' part.
 pub fn sampling(rules: &Generation, tokenizer: &Tokenizer) -> Sampling {
     Sampling {
         temperature: rules.temperature,
@@ -21,22 +21,22 @@ pub fn sampling(rules: &Generation, tokenizer: &Tokenizer) -> Sampling {
         top_p: rules.top_p,
         min_p: rules.min_p,
         max_tokens: rules.max_tokens,
-        stop_ids: tokenizer
-            .eos_ids()
-            .iter()
-            .copied()
-            .chain(rules.stop.iter().filter_map(|s| tokenizer.token_to_id(s)))
-            .collect(),
+        stop_ids: tokenizer.eos_ids().to_vec(),
     }
 }
 
-/// A predicate over a completion's tokens: whether its text holds a stop string.
+/// A predicate over a completion's tokens: whether its text holds a stop string, or its last token is one (a special
+/// token never shows in the text).
 pub fn decode_stops<'a>(tokenizer: &'a Tokenizer, stop: &'a [String]) -> impl Fn(&[u32]) -> bool + Sync + 'a {
     // A stop string of b bytes spans at most b tokens, and a character cut at the window's start spoils at most 4 more.
     let window = stop.iter().map(String::len).max().unwrap_or(0) + 4;
+    let ids: Vec<u32> = stop.iter().filter_map(|s| tokenizer.token_to_id(s)).collect();
     move |tokens: &[u32]| {
         if stop.is_empty() {
             return false;
+        }
+        if tokens.last().is_some_and(|last| ids.contains(last)) {
+            return true;
         }
         let tail = &tokens[tokens.len().saturating_sub(window)..];
         let text = tokenizer.decode(tail, true);
@@ -51,4 +51,25 @@ pub fn text(tokenizer: &Tokenizer, tokens: &[u32], stop: &[String]) -> String {
         text.truncate(at);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use temper_data::{BpeOptions, train_bpe};
+
+    use super::*;
+
+    #[test]
+    fn a_stop_string_that_is_a_token_stops_as_a_stop_string() {
+        let options = BpeOptions { vocab_size: 259, ..BpeOptions::default() };
+        let tokenizer = train_bpe(["aa"].into_iter(), &options).unwrap();
+        let stop = ["<|im_start|>".to_owned(), "b".to_owned()];
+        let rules = Generation { stop: stop.to_vec(), ..serde_json::from_str(r#"{"max_tokens": 8}"#).unwrap() };
+        assert_eq!(sampling(&rules, &tokenizer).stop_ids, tokenizer.eos_ids());
+        let stops = decode_stops(&tokenizer, &stop);
+        let ids = |text: &str| tokenizer.encode(text).unwrap();
+        assert!(stops(&ids("a<|im_start|>")) && stops(&ids("ab")));
+        assert!(!stops(&ids("a")) && !stops(&ids("a<|im_end|>")) && !stops(&[]));
+        assert!(!decode_stops(&tokenizer, &[])(&ids("ab")));
+    }
 }

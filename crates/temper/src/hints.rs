@@ -46,15 +46,19 @@ fn recipe(error: &RecipeError) -> &'static str {
     }
 }
 
+const TEMPLATE: &str =
+    "the template is chat_template.jinja beside the model, or stands in its tokenizer_config.json: mend it there";
+
 fn data(error: &temper_data::Error) -> Option<&'static str> {
     use temper_data::Error;
     match error {
         Error::File { .. } => Some("check the path and its permissions"),
         Error::Content { .. } | Error::Tokenizer(_) => Some("mend the file, or get it again from where it came"),
-        Error::BadRows { .. } => Some("mend or remove these rows; a file's format is recognised by its first row"),
-        Error::TemplateSyntax(_) | Error::Render(_) => Some(
-            "the template is chat_template.jinja beside the model, or stands in its tokenizer_config.json: mend it there",
-        ),
+        Error::BadRows { .. } => Some("mend or remove these rows; a file's format is recognised by its first object"),
+        Error::TemplateSyntax(_) | Error::Render(_) | Error::EndlessTemplate { .. } => Some(TEMPLATE),
+        Error::NothingSupervised { cause, .. } if matches!(cause.as_str(), "unrenderable" | "rewritten_history") => {
+            Some(TEMPLATE)
+        }
         Error::NothingSupervised { .. } => Some(
             "are there assistant turns, and do they fit in `max_tokens` and the model's context? `mask = \"all\"` trains on every token",
         ),
@@ -127,6 +131,17 @@ fn system(error: &std::io::Error) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_the_template_refuses_point_to_the_template() {
+        let error = |cause: &str| temper_data::Error::NothingSupervised {
+            rows: 1,
+            detail: String::new(),
+            cause: cause.to_owned(),
+        };
+        assert_eq!(of(&error("unrenderable")).as_deref(), Some(TEMPLATE));
+        assert!(of(&error("too_long")).is_some_and(|hint| hint.contains("max_tokens")));
+    }
 
     #[test]
     fn a_full_disk_is_recognised_however_deep() {

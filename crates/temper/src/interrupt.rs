@@ -22,8 +22,10 @@ pub(crate) fn listen() -> anyhow::Result<&'static Stop> {
     Ok(&STOP)
 }
 
-// Files are written aside and renamed, so there is nothing to tidy up that could not wait for the next run.
+// Files are written aside and renamed, so there is nothing to tidy up that could not wait for the next run, but for the
+// reward commands: nothing is dropped on this way out.
 #[expect(clippy::exit, reason = "the second Ctrl-C must end the program wherever it is")]
 fn abort() -> ! {
+    temper_env::kill_children();
     std::process::exit(Exit::Interrupted as i32)
 }

@@ -100,7 +100,8 @@ impl std::fmt::Display for Report {
 
 /// Encodes every example, in order. What cannot be trained on is left out and reported by cause.
 ///
-/// An error if [`Overflow::Error`] meets a long example, or if no token at all would be trained on.
+/// An error if [`Overflow::Error`] meets a long example, if the chat template does not end, or if no token at all would
+/// be trained on.
 pub fn encode_all(
     tokenizer: &Tokenizer,
     examples: &[Example],
@@ -119,6 +120,8 @@ pub fn encode_all(
             Err(cause @ Cause::TooLong { .. }) if overflow == Overflow::Error => {
                 return Err(Error::Overflow { id: example.id.clone(), cause: cause.to_string() });
             }
+            // Every other row would take as long to find that out.
+            Err(Cause::EndlessTemplate { steps }) => return Err(Error::EndlessTemplate { steps }),
             Err(cause) => report.drop_row(&example.id, &cause),
         }
     }
@@ -133,5 +136,7 @@ fn nothing(report: &Report) -> Error {
     let listed: Vec<String> =
         causes.map(|(name, Dropped { count, why, .. })| format!("{count} dropped, {name}: {why}")).collect();
     let detail = if listed.is_empty() { "there are none".to_owned() } else { listed.join("; ") };
-    Error::NothingSupervised { rows: report.rows, detail }
+    let commonest = report.dropped.iter().max_by_key(|(_, dropped)| dropped.count);
+    let cause = commonest.map(|(name, _)| name.clone()).unwrap_or_default();
+    Error::NothingSupervised { rows: report.rows, detail, cause }
 }

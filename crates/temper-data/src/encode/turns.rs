@@ -1,14 +1,17 @@
 //! Where the model's turns lie in a rendered conversation.
 
-use crate::{Conversation, Message, Tokenizer};
+use super::{Cause, unrenderable};
+use crate::{Conversation, Error, Message, Tokenizer};
 
 /// The model's turns in a rendering, in order.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Turns {
     /// Turns whose start is known.
     pub(super) list: Vec<Turn>,
     /// Messages of the model before which the template writes something else than in the whole conversation.
     pub(super) lost: Vec<usize>,
+    /// What the template said when it first refused a part of the conversation.
+    pub(super) refused: Option<Cause>,
 }
 
 /// One turn of the model; bytes count in the rendering.
@@ -38,15 +41,23 @@ impl Turns {
         let stops: Vec<String> = tokenizer.stop_texts().collect();
         let mut turns = Self::default();
         for (message, _) in model_messages(conversation) {
-            match turn_start(tokenizer, conversation, message, text) {
+            match turns.heard(turn_start(tokenizer, conversation, message, text)) {
                 Some((start, as_generated)) => {
-                    let end = turn_end(tokenizer, conversation, message, text, start, &stops);
+                    let end = turns.heard(turn_end(tokenizer, conversation, message, text, start, &stops));
                     turns.list.push(Turn { message, start, as_generated, end });
                 }
                 None => turns.lost.push(message),
             }
         }
         turns
+    }
+
+    /// What was found, if anything; an error is kept, to be told if the whole conversation comes to nothing by it.
+    fn heard<T>(&mut self, found: Result<Option<T>, Error>) -> Option<T> {
+        found.unwrap_or_else(|error| {
+            self.refused.get_or_insert_with(|| unrenderable(error));
+            None
+        })
     }
 
     pub(super) fn starts(&self) -> Vec<usize> {
@@ -57,7 +68,8 @@ impl Turns {
 /// Where the model's turns start in a rendering, as far as that is known.
 pub(super) fn starts(tokenizer: &Tokenizer, conversation: &Conversation, text: &str) -> Vec<usize> {
     let messages = model_messages(conversation);
-    messages.filter_map(|(message, _)| Some(turn_start(tokenizer, conversation, message, text)?.0)).collect()
+    let start = |message| Some(turn_start(tokenizer, conversation, message, text).ok()??.0);
+    messages.filter_map(|(message, _)| start(message)).collect()
 }
 
 fn model_messages(conversation: &Conversation) -> impl Iterator<Item = (usize, &Message)> {
@@ -68,15 +80,23 @@ fn model_messages(conversation: &Conversation) -> impl Iterator<Item = (usize, &
 ///
 /// Some templates open the model's turn in one way for generation (`<think>`) and in another in a transcript. The turn
 /// then starts with the first token that differs, if the messages before it are written alike.
-fn turn_start(tokenizer: &Tokenizer, conversation: &Conversation, message: usize, text: &str) -> Option<(usize, bool)> {
+fn turn_start(
+    tokenizer: &Tokenizer,
+    conversation: &Conversation,
+    message: usize,
+    text: &str,
+) -> Result<Option<(usize, bool)>, Error> {
     let (before, tools) = (&conversation.messages[..message], conversation.tools.as_ref());
-    let prompt = tokenizer.render_messages(before, tools, true).ok()?;
+    let prompt = tokenizer.render_messages(before, tools, true)?;
     if text.starts_with(&prompt) {
-        return Some((prompt.len(), true));
+        return Ok(Some((prompt.len(), true)));
     }
-    let history = tokenizer.render_messages(before, tools, false).ok().filter(|history| text.starts_with(history))?;
-    let start = first_difference(tokenizer, &prompt, text)?;
-    (start >= history.len()).then_some((start, false))
+    let history = tokenizer.render_messages(before, tools, false)?;
+    if !text.starts_with(&history) {
+        return Ok(None);
+    }
+    let start = first_difference(tokenizer, &prompt, text).filter(|start| *start >= history.len());
+    Ok(start.map(|start| (start, false)))
 }
 
 /// The byte of `text` at which the first token starts that `prompt` does not have there.
@@ -96,19 +116,23 @@ fn turn_end(
     text: &str,
     start: usize,
     stops: &[String],
-) -> Option<End> {
+) -> Result<Option<End>, Error> {
     let messages = &conversation.messages[..=message];
-    let last = message + 1 == conversation.messages.len();
-    let alone = if last { None } else { tokenizer.render_messages(messages, conversation.tools.as_ref(), false).ok() };
-    let alone = if last { text } else { alone.as_deref()? };
-    let turn = alone.strip_prefix(&text[..start])?;
+    let rendered;
+    let alone = if message + 1 == conversation.messages.len() {
+        text
+    } else {
+        rendered = tokenizer.render_messages(messages, conversation.tools.as_ref(), false)?;
+        &rendered
+    };
+    let Some(turn) = alone.strip_prefix(&text[..start]) else { return Ok(None) };
     let content = content_end(turn, &messages[message].content);
     let marker = first_stop(&turn[content..], stops).map(|end| End { at: content + end, marked: true });
     let stripped = turn.trim_end().len().max(content);
     let bare = End { at: stripped, marked: stripped > content };
     let ends = marker.into_iter().chain([bare]);
     let mut there = ends.filter(|end| text[start..].starts_with(&turn[..end.at]));
-    there.next().map(|end| End { at: start + end.at, ..end })
+    Ok(there.next().map(|end| End { at: start + end.at, ..end }))
 }
 
 /// Where the content ends in a turn, 0 if the template does not write it as it is.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::{Columns, rows};
 use crate::Error;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -17,8 +18,8 @@ const CONTAINERS: [&str; 4] = ["examples", "data", "rows", "train"];
 pub(super) enum Contents {
     /// Plain text.
     Text(String),
-    /// JSON values.
-    Rows { rows: Vec<Row>, blank_lines: usize },
+    /// JSON values; `unit` is what their numbers count.
+    Rows { rows: Vec<Row>, unit: &'static str, blank_lines: usize },
 }
 
 /// A row or what is wrong with it.
@@ -26,6 +27,16 @@ pub(super) struct Row {
     /// Line of a JSON Lines file, element of an array; from 1.
     pub(super) number: usize,
     pub(super) value: Result<Value, String>,
+}
+
+impl Row {
+    /// A row's columns; whatever is no object is not a row.
+    pub(super) fn columns(self) -> Result<Columns, String> {
+        match self.value? {
+            Value::Object(columns) => Ok(columns),
+            other => Err(format!("expected an object, found {}", rows::kind_of(&other))),
+        }
+    }
 }
 
 /// The file's name without its extensions.
@@ -110,10 +121,10 @@ fn whole_text(path: &Path, bytes: Vec<u8>) -> Result<String, Error> {
 }
 
 fn json(path: &Path, bytes: &[u8], extension: &str) -> Result<Contents, Error> {
-    let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(bytes.len());
-    match bytes.get(start) {
+    match bytes.trim_ascii_start().first() {
+        _ if extension != "json" => Ok(lines(bytes)),
         Some(b'[') => array(path, bytes),
-        Some(b'{') if extension == "json" && !is_lines(bytes) => document(path, bytes),
+        Some(b'{') if !is_lines(bytes) => document(path, bytes),
         _ => Ok(lines(bytes)),
     }
 }
@@ -152,7 +163,7 @@ fn not_json(path: &Path, error: &serde_json::Error) -> Error {
 
 fn numbered(values: Vec<Value>) -> Contents {
     let rows = (1..).zip(values).map(|(number, value)| Row { number, value: Ok(value) }).collect();
-    Contents::Rows { rows, blank_lines: 0 }
+    Contents::Rows { rows, unit: "item", blank_lines: 0 }
 }
 
 fn lines(bytes: &[u8]) -> Contents {
@@ -164,10 +175,13 @@ fn lines(bytes: &[u8]) -> Contents {
             line => rows.push(Row { number, value: parse(line) }),
         }
     }
-    Contents::Rows { rows, blank_lines }
+    Contents::Rows { rows, unit: "line", blank_lines }
 }
 
 fn parse(line: &[u8]) -> Result<Value, String> {
+    if line.starts_with(b"[") {
+        return Err("expected an object, found an array; a file that is one JSON array must be called .json".to_owned());
+    }
     let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8 after byte {}", e.valid_up_to()))?;
     serde_json::from_str(text).map_err(|e| {
         // serde_json counts lines within this one; only the column says something.

@@ -1,8 +1,8 @@
 //! From a row's columns to a payload.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Format, Kind};
+use super::{Columns, Format, Kind};
 use crate::{Conversation, Message, Payload};
 
 /// Columns of prompts and answers that data sets use, tried in this order.
@@ -29,14 +29,9 @@ pub(super) enum Shape {
     Task { prompt: String, answer: String, system: Option<String> },
 }
 
-type Columns = Map<String, Value>;
-
 impl Shape {
-    /// What `format` asks for, with the columns of the first row where it leaves them open.
-    pub(super) fn of(first: Option<&Value>, format: &Format) -> Result<Self, String> {
-        check(format)?;
-        let none = Map::new();
-        let row = first.and_then(Value::as_object).unwrap_or(&none);
+    /// What `format` asks for, with the columns of a row where it leaves them open.
+    pub(super) fn of(row: &Columns, format: &Format) -> Result<Self, String> {
         match format.kind {
             Kind::Auto => guess(row, format),
             Kind::Messages => Ok(Self::Messages { column: turn_column(row).unwrap_or(TURN_COLUMNS[0]).to_owned() }),
@@ -74,7 +69,7 @@ impl Shape {
 }
 
 /// Options that the kind gives no effect to are mistakes.
-fn check(format: &Format) -> Result<(), String> {
+pub(super) fn check(format: &Format) -> Result<(), String> {
     let Format { kind, prompt_column, answer_column, text_column, system, .. } = format;
     let with_prompt = matches!(kind, Kind::Auto | Kind::Task | Kind::PromptCompletion);
     let with_text = matches!(kind, Kind::Auto | Kind::Text);

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,8 @@ use std::{fmt, thread};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Mark, Transcript};
+use super::group::Group;
+use super::{LARGEST, Mark, Transcript};
 use crate::task::shorten;
 use crate::{CommandFault, Error};
 
@@ -27,8 +28,16 @@ const STDERR_TAIL: usize = 2048;
 /// How long an exit status and the last of stderr may take to arrive once the output has ended.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long a program is listened to after the answer to its first request, which is sent alone: one that writes more
+/// than a line for each request is found out before it can shift the scores of others.
+const FIRST_QUIET: Duration = Duration::from_millis(250);
+/// How long at least it is listened to after the last answer to every further batch.
+const QUIET: Duration = Duration::from_millis(5);
+
 /// A reward command, running or not.
 pub(super) struct Program {
+    /// The reward part that it serves.
+    part: String,
     command: Vec<String>,
     timeout: Duration,
     timeout_s: f64,
@@ -36,7 +45,7 @@ pub(super) struct Program {
 }
 
 struct Running {
-    child: Child,
+    group: Group,
     requests: Sender<String>,
     answers: Receiver<Vec<u8>>,
     stderr: Arc<Mutex<VecDeque<u8>>>,
@@ -54,29 +63,58 @@ struct Answer {
 }
 
 impl Program {
-    pub(super) fn new(command: Vec<String>, timeout_s: f64) -> Self {
-        Self { command, timeout: Duration::from_secs_f64(timeout_s), timeout_s, running: None }
+    pub(super) fn new(part: String, command: Vec<String>, timeout_s: f64) -> Self {
+        Self { part, command, timeout: Duration::from_secs_f64(timeout_s), timeout_s, running: None }
     }
 
-    /// Sends every transcript, then reads one answer for each. After a fault the child is killed; the next call starts anew.
+    /// Sends the transcripts (the very first one alone, then all at once) and reads one answer for each. After a fault
+    /// the child is killed; the next call starts anew.
     pub(super) fn marks(&mut self, transcripts: &[Transcript]) -> Result<Vec<Mark>, Error> {
         let Some(first) = transcripts.first() else { return Ok(Vec::new()) };
         let mut running = match self.running.take() {
             Some(running) => running,
             None => Running::start(&self.command).map_err(|fault| self.error(first, fault))?,
         };
-        let index = running.send(transcripts);
         let mut marks = Vec::with_capacity(transcripts.len());
-        for (at, transcript) in transcripts.iter().enumerate() {
-            let mark = running.receive(index + at as u64, self.timeout, self.timeout_s);
-            marks.push(mark.map_err(|fault| self.error(transcript, fault))?);
+        if running.sent == 0 {
+            self.batch(&mut running, &transcripts[..1], FIRST_QUIET, &mut marks)?;
         }
+        self.batch(&mut running, &transcripts[marks.len()..], QUIET, &mut marks)?;
         self.running = Some(running);
         Ok(marks)
     }
 
+    /// Sends all, reads one answer for each, and makes sure that nothing but the answers was written. If there was one line
+    /// too many somewhere, the true last answer is still to come, which takes as long as an answer takes. Answers that all
+    /// name their request leave no doubt.
+    fn batch(
+        &self,
+        running: &mut Running,
+        transcripts: &[Transcript],
+        quiet: Duration,
+        marks: &mut Vec<Mark>,
+    ) -> Result<(), Error> {
+        let (Some(first), Some(last)) = (transcripts.first(), transcripts.last()) else { return Ok(()) };
+        if running.sent > 0 {
+            running.silent(Duration::ZERO).map_err(|fault| self.error(first, fault))?;
+        }
+        let index = running.send(transcripts);
+        let (mut slowest, mut all_named) = (Duration::ZERO, true);
+        for (at, transcript) in transcripts.iter().enumerate() {
+            let begun = Instant::now();
+            let answer = running.receive(index + at as u64, self.timeout, self.timeout_s);
+            let (mark, named) = answer.map_err(|fault| self.error(transcript, fault))?;
+            slowest = slowest.max(begun.elapsed());
+            all_named &= named;
+            marks.push(mark);
+        }
+        let quiet = if all_named { Duration::ZERO } else { quiet.max(slowest.min(GRACE)) };
+        running.silent(quiet).map_err(|fault| self.error(last, fault))
+    }
+
     fn error(&self, transcript: &Transcript, fault: CommandFault) -> Error {
-        Error::Command { command: self.command.join(" "), task: transcript.task.id.clone(), fault }
+        let (part, task) = (self.part.clone(), transcript.task.id.clone());
+        Error::Command { part, command: self.command.join(" "), task, fault: Box::new(fault) }
     }
 }
 
@@ -84,10 +122,8 @@ impl Running {
     fn start(command: &[String]) -> Result<Self, CommandFault> {
         let mut start = Command::new(&command[0]);
         start.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // A group of its own: its children die with it, and Ctrl-C at the terminal does not reach it before us.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut start, 0);
-        let mut child = start.spawn().map_err(|error| CommandFault::Start(error.to_string()))?;
+        let mut group = Group::start(&mut start).map_err(|error| CommandFault::Start(error.to_string()))?;
+        let child = group.child();
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(CommandFault::Start("its pipes are missing".into()));
@@ -100,7 +136,7 @@ impl Running {
         let (done, stderr_done) = channel();
         let kept = Arc::clone(&tail);
         thread::spawn(move || keep_tail(stderr, &kept, &done));
-        Ok(Self { child, requests, answers, stderr: tail, stderr_done, sent: 0 })
+        Ok(Self { group, requests, answers, stderr: tail, stderr_done, sent: 0 })
     }
 
     /// The index of the first one. A closed pipe is noticed when the answer is awaited.
@@ -113,29 +149,36 @@ impl Running {
         first
     }
 
-    fn receive(&mut self, index: u64, timeout: Duration, timeout_s: f64) -> Result<Mark, CommandFault> {
+    /// The mark, and whether the answer named its request.
+    fn receive(&mut self, index: u64, timeout: Duration, timeout_s: f64) -> Result<(Mark, bool), CommandFault> {
         match self.answers.recv_timeout(timeout) {
             Ok(line) => read_answer(&line, index).map_err(|why| self.not_an_answer(&line, why)),
             Err(RecvTimeoutError::Timeout) => {
-                kill(&mut self.child);
+                self.group.end();
                 Err(CommandFault::Hang { timeout_s, stderr: self.last_words() })
             }
             Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
         }
     }
 
+    /// A line that comes now is the answer to nothing.
+    fn silent(&mut self, quiet: Duration) -> Result<(), CommandFault> {
+        let Ok(line) = self.answers.recv_timeout(quiet) else { return Ok(()) };
+        self.group.end();
+        Err(CommandFault::Surplus { line: shown(&line), answered: self.sent, stderr: self.last_words() })
+    }
+
     fn not_an_answer(&mut self, line: &[u8], why: String) -> CommandFault {
-        kill(&mut self.child);
-        let line = shorten(String::from_utf8_lossy(line).trim_end(), 120);
-        CommandFault::Answer { line, why, stderr: self.last_words() }
+        self.group.end();
+        CommandFault::Answer { line: shown(line), why, stderr: self.last_words() }
     }
 
     fn ended(&mut self) -> CommandFault {
-        let status = match wait(&mut self.child) {
+        let exited = self.group.exits_within(GRACE);
+        let status = match self.group.end().filter(|_| exited) {
             Some(status) => status.to_string(),
             None => "it closed its output but kept running".to_owned(),
         };
-        kill(&mut self.child);
         CommandFault::Ended { status, stderr: self.last_words() }
     }
 
@@ -144,12 +187,6 @@ impl Running {
         let _ = self.stderr_done.recv_timeout(GRACE);
         let tail: Vec<u8> = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         String::from_utf8_lossy(&tail).into_owned()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        kill(&mut self.child);
     }
 }
 
@@ -178,17 +215,25 @@ fn request(index: u64, transcript: &Transcript) -> String {
     format!("{line}\n")
 }
 
-fn read_answer(line: &[u8], index: u64) -> Result<Mark, String> {
+fn shown(line: &[u8]) -> String {
+    shorten(String::from_utf8_lossy(line).trim_end(), 120)
+}
+
+fn read_answer(line: &[u8], index: u64) -> Result<(Mark, bool), String> {
     let answer: Answer = serde_json::from_slice(line).map_err(|error| format!("not an answer: {error}"))?;
     if let Some(other) = answer.index.filter(|&other| other != index) {
         return Err(format!(
             "its `index` is {other} where {index} was due: answers must come in the order of the requests"
         ));
     }
+    let named = answer.index.is_some();
     match answer {
-        Answer { failed: Some(why), reward: None, .. } => Ok(Mark { value: 0.0, failed: Some(why) }),
+        Answer { failed: Some(why), reward: None, .. } => Ok((Mark { value: 0.0, failed: Some(why) }, named)),
         // JSON has no NaN and serde refuses numbers that overflow, but the promise is made here.
-        Answer { reward: Some(reward), failed: None, .. } if reward.is_finite() => Ok(Mark::of(reward)),
+        Answer { reward: Some(reward), failed: None, .. } if reward.abs() <= LARGEST => Ok((Mark::of(reward), named)),
+        Answer { reward: Some(reward), failed: None, .. } if reward.is_finite() => {
+            Err(format!("a reward of {reward:e} is out of range: expected -{LARGEST:e} to {LARGEST:e}"))
+        }
         _ => Err("expected either a finite number under `reward` or a text under `failed`".to_owned()),
     }
 }
@@ -222,27 +267,4 @@ fn keep_tail(mut stderr: impl Read, tail: &Mutex<VecDeque<u8>>, done: &Sender<()
         tail.drain(..surplus);
     }
     let _ = done.send(());
-}
-
-/// The exit status, if it comes within the grace.
-fn wait(child: &mut Child) -> Option<ExitStatus> {
-    let begun = Instant::now();
-    while begun.elapsed() < GRACE {
-        if let Ok(Some(status)) = child.try_wait() {
-            return Some(status);
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    None
-}
-
-/// Kills the child and everything in its group, and reaps it.
-fn kill(child: &mut Child) {
-    #[cfg(unix)]
-    {
-        use rustix::process::{Pid, Signal, kill_process_group};
-        let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
-    }
-    let _ = child.kill();
-    let _ = child.wait();
 }

@@ -38,7 +38,7 @@ fn fault(script: &str) -> String {
 fn fault_within(script: &str, timeout_s: f64) -> String {
     let task = task("t:7");
     let message = shell(script, timeout_s).score(&[transcript(&task, "4")]).unwrap_err().to_string();
-    assert!(message.contains("sh -c") && message.contains("t:7"), "{message}");
+    assert!(["sh -c", "`mine`", "t:7"].iter().all(|part| message.contains(part)), "{message}");
     message
 }
 
@@ -99,6 +99,7 @@ fn settings_without_meaning_are_refused() {
     for text in [
         "name = ' '\nkind = 'verifier'",
         "name = 'a'\nkind = 'verifier'\nweight = nan",
+        "name = 'a'\nkind = 'verifier'\nweight = -1e308",
         "name = 'a'\nkind = 'length'\nmax = 4\nbuffer = 5",
         "name = 'a'\nkind = 'target_length'\ntarget = 0",
         "name = 'a'\nkind = 'command'\ncommand = []",
@@ -174,6 +175,45 @@ fn faults_are_errors_that_name_the_cause() {
     let absent = RewardKind::Command { command: vec!["no-such-program".into()], timeout_s: 1.0 };
     let mut scorer = Scorer::new(&[RewardPart { name: "mine".into(), weight: 1.0, kind: absent }]).unwrap();
     assert!(scorer.score(&[transcript(&task, "4")]).unwrap_err().to_string().contains("could not be started"));
+}
+
+#[test]
+fn rewards_that_would_overflow_are_faults() {
+    for reward in ["1e308", "-1e308", "1000000.1"] {
+        let message = fault(&format!("read -r x; echo '{{\"reward\": {reward}}}'; read -r x"));
+        assert!(message.contains("out of range") && message.contains("1e6"), "{message}");
+    }
+    let task = task("t");
+    let most = shell("while read -r x; do echo '{\"reward\": -1e6}'; done", 20.0).score(&[transcript(&task, "4")]);
+    assert_eq!(most.unwrap()[0].reward(), -2e6);
+}
+
+/// Two valid answers for each request.
+const TWICE: &str = "while read -r line; do echo '{\"reward\": 1}'; echo '{\"reward\": 0.25}'; done";
+
+#[test]
+fn answers_beyond_the_requests_are_faults() {
+    let task = task("t:7");
+    for n in [1, 2, 5] {
+        let message = shell(TWICE, 20.0).score(&vec![transcript(&task, "4"); n]).unwrap_err().to_string();
+        assert!(message.contains("`{\"reward\": 0.25}` beyond its answers to the 1 requests"), "{message}");
+        assert!(message.contains("`mine`") && message.contains("t:7") && message.contains("stderr"), "{message}");
+    }
+    // One line too many in the middle of a batch, by a program that takes its time.
+    let third = "n=0; while read -r x; do n=$((n+1)); sleep 0.3; echo '{\"reward\": 1}'; if [ $n = 3 ]; then echo '{\"reward\": 7}'; fi; done";
+    let message = shell(third, 20.0).score(&[transcript(&task, "4"); 5]).unwrap_err().to_string();
+    assert!(message.contains("beyond its answers to the 5 requests"), "{message}");
+    // Written before anything was asked, or long after the last answer.
+    assert!(fault(&format!("echo '{{\"reward\": 3}}'; {COUNTING}")).contains("beyond"));
+    assert!(fault("echo '{\"reward\": 3}'; read -r x; echo '{\"reward\": 4}'; read -r x").contains("beyond"));
+    let mut late = shell(
+        "read -r x; echo '{\"reward\": 1}'; read -r x; echo '{\"reward\": 1}'; sleep 0.5; echo '{\"reward\": 9}'; read -r x",
+        20.0,
+    );
+    assert_eq!(late.score(&[transcript(&task, "4"); 2]).unwrap().len(), 2);
+    std::thread::sleep(Duration::from_secs(2));
+    let message = late.score(&[transcript(&task, "4")]).unwrap_err().to_string();
+    assert!(message.contains("`{\"reward\": 9}` beyond its answers to the 2 requests"), "{message}");
 }
 
 #[test]

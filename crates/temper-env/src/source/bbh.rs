@@ -37,7 +37,7 @@ const MOST_LABELS: usize = 4;
 
 impl BbhSource {
     pub(super) fn load(&self) -> Result<Vec<Task>, Error> {
-        let rows = rows::read(&self.path, "examples")?;
+        let rows = rows::read(&self.path)?;
         let targets = rows.iter().map(|row| row.text("target").map(str::trim)).collect::<Result<BTreeSet<_>, _>>()?;
         let tasks = rows.iter().map(|row| self.task(row, &targets)).collect::<Result<_, _>>()?;
         Subset { path: &self.path, n: self.n, start: self.start, shuffle_seed: self.shuffle_seed }.apply(tasks)

@@ -13,16 +13,18 @@ use crate::{Error, Task, Verifier};
 pub struct Gsm8kSource {
     /// The file, or `hf:datasets/owner/name/file`.
     pub path: String,
-    /// How many rows to use; without it all from `start` on.
+    /// How many rows of the file to use, counted before `max_calculations` leaves some out; without it all from `start` on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<usize>,
-    /// Rows to pass over first.
+    /// Rows of the file to pass over first, whatever `max_calculations` says: a source with `start = 2000` and one with
+    /// `n = 2000` share no row.
     #[serde(default)]
     pub start: usize,
     /// Shuffle the rows by this seed before `start` and `n` apply; without it they keep the file's order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shuffle_seed: Option<u64>,
-    /// Keep only problems whose worked answer has at most this many calculations: an easier subset. Applies first.
+    /// Keep only problems whose worked answer has at most this many calculations: an easier subset.
+    /// Applies last, to the rows that `start` and `n` choose, of which fewer may be left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_calculations: Option<usize>,
     /// A line added below every question.
@@ -38,18 +40,24 @@ pub struct Gsm8kSource {
 
 impl Gsm8kSource {
     pub(super) fn load(&self) -> Result<Vec<Task>, Error> {
-        let mut tasks = Vec::new();
-        for row in rows::read(&self.path, "rows")? {
-            let easy =
-                self.max_calculations.is_none_or(|most| calculations(row.text("answer").unwrap_or_default()) <= most);
-            let task = self.task(&row)?;
-            tasks.extend(easy.then_some(task));
+        let rows = rows::read(&self.path)?;
+        let tasks = rows.iter().map(|row| Ok((calculations(row.text("answer")?), self.task(row)?)));
+        let tasks = tasks.collect::<Result<Vec<_>, Error>>()?;
+        let subset = Subset { path: &self.path, n: self.n, start: self.start, shuffle_seed: self.shuffle_seed };
+        let chosen = subset.apply(tasks)?;
+        let easy = |calculations| self.max_calculations.is_none_or(|most| calculations <= most);
+        let from = chosen.len();
+        let tasks: Vec<Task> = chosen.into_iter().filter(|(n, _)| easy(*n)).map(|(_, task)| task).collect();
+        match self.max_calculations {
+            Some(most) if tasks.is_empty() => Err(Error::Empty {
+                path: self.path.as_str().into(),
+                hint: format!(
+                    " with at most {most} calculations among the {from} that `start` and `n` choose: raise \
+                     `max_calculations`, or choose more rows"
+                ),
+            }),
+            _ => Ok(tasks),
         }
-        if let (true, Some(most)) = (tasks.is_empty(), self.max_calculations) {
-            let hint = format!(" with at most {most} calculations: raise `max_calculations`");
-            return Err(Error::Empty { path: self.path.as_str().into(), hint });
-        }
-        Subset { path: &self.path, n: self.n, start: self.start, shuffle_seed: self.shuffle_seed }.apply(tasks)
     }
 
     fn task(&self, row: &Row) -> Result<Task, Error> {

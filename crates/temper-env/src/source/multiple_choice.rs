@@ -60,7 +60,7 @@ struct Options {
 
 impl MultipleChoiceSource {
     pub(super) fn load(&self) -> Result<Vec<Task>, Error> {
-        let tasks = rows::read(&self.path, "rows")?.iter().map(|row| self.task(row)).collect::<Result<_, _>>()?;
+        let tasks = rows::read(&self.path)?.iter().map(|row| self.task(row)).collect::<Result<_, _>>()?;
         Subset { path: &self.path, n: self.n, start: self.start, shuffle_seed: self.shuffle_seed }.apply(tasks)
     }
 

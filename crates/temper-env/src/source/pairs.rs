@@ -26,7 +26,7 @@ pub struct BlimpSource {
 
 impl BlimpSource {
     pub(super) fn load(&self) -> Result<Vec<Pair>, Error> {
-        let pairs = rows::read(&self.path, "rows")?.iter().map(pair).collect::<Result<_, _>>()?;
+        let pairs = rows::read(&self.path)?.iter().map(pair).collect::<Result<_, _>>()?;
         Subset { path: &self.path, n: self.n, start: self.start, shuffle_seed: self.shuffle_seed }.apply(pairs)
     }
 }

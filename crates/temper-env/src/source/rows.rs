@@ -1,9 +1,7 @@
-//! Rows of jsonl and JSON files, plain or compressed, with their places for messages.
-
-use std::io::Read;
-use std::path::Path;
+//! Rows of jsonl and JSON files, as temper-data reads them, with their places for messages.
 
 use serde_json::{Map, Value};
+use temper_data::RawRow;
 
 use crate::Error;
 use crate::task::shorten;
@@ -17,66 +15,21 @@ pub(super) struct Row<'a> {
     columns: Map<String, Value>,
 }
 
-/// The rows of a `.jsonl` file, or of a `.json` file that holds a list (or an object with one under `list`).
-pub(super) fn read<'a>(path: &'a str, list: &str) -> Result<Vec<Row<'a>>, Error> {
-    let text = read_text(path)?;
-    let bare = path.trim_end_matches(".gz").trim_end_matches(".zst");
-    if Path::new(bare).extension().is_some_and(|ending| ending == "json") {
-        let value = serde_json::from_str(&text)
-            .map_err(|error| Error::Read { path: path.into(), why: format!("not JSON: {error}") })?;
-        return items(path, value, list);
-    }
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(at, line)| {
-            let parsed = serde_json::from_str(line);
-            let value = parsed.map_err(|error| row_error(path, "line", at + 1, format!("not JSON: {error}")))?;
-            Row::new(path, "line", at + 1, value)
-        })
-        .collect()
-}
-
-fn items<'a>(path: &'a str, value: Value, list: &str) -> Result<Vec<Row<'a>>, Error> {
-    let found = match value {
-        Value::Array(items) => Some(items),
-        Value::Object(mut object) => match object.remove(list) {
-            Some(Value::Array(items)) => Some(items),
-            _ => None,
-        },
-        _ => None,
-    };
-    let why = || format!("expected a list of rows, or an object with such a list under `{list}`");
-    let items = found.ok_or_else(|| Error::Read { path: path.into(), why: why() })?;
-    items.into_iter().enumerate().map(|(at, value)| Row::new(path, "item", at + 1, value)).collect()
-}
-
-fn read_text(path: &str) -> Result<String, Error> {
+/// The rows of a `.jsonl` file, or of a `.json` file that holds a list or an object with one.
+pub(super) fn read(path: &str) -> Result<Vec<Row<'_>>, Error> {
     if path.starts_with("hf:") {
         return Err(Error::Unresolved { path: path.into() });
     }
-    let fail = |error: std::io::Error| Error::Read { path: path.into(), why: error.to_string() };
-    let mut bytes = std::fs::read(path).and_then(|raw| decompress(&raw)).map_err(fail)?;
-    if bytes.starts_with("\u{feff}".as_bytes()) {
-        bytes.drain(..3);
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|&byte| byte == b'\n').count();
-        row_error(path, "line", line, "not UTF-8 text".into())
-    })
+    let rows = temper_data::raw_rows(path).map_err(|error| Error::Read { path: path.into(), why: why(error) })?;
+    rows.into_iter().map(|row| Row::new(path, row)).collect()
 }
 
-/// What the first bytes say counts, not the file's name.
-fn decompress(raw: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if raw.starts_with(&[0x1f, 0x8b]) {
-        flate2::read::MultiGzDecoder::new(raw).read_to_end(&mut bytes)?;
-        return Ok(bytes);
+/// What is wrong, without the path.
+fn why(error: temper_data::Error) -> String {
+    match error {
+        temper_data::Error::File { why, .. } | temper_data::Error::Content { why, .. } => why,
+        other => other.to_string(),
     }
-    if raw.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        zstd::Decoder::new(raw)?.read_to_end(&mut bytes)?;
-        return Ok(bytes);
-    }
-    Ok(raw.to_vec())
 }
 
 fn row_error(path: &str, unit: &str, number: usize, why: String) -> Error {
@@ -84,16 +37,9 @@ fn row_error(path: &str, unit: &str, number: usize, why: String) -> Error {
 }
 
 impl<'a> Row<'a> {
-    fn new(path: &'a str, unit: &'static str, number: usize, value: Value) -> Result<Self, Error> {
-        match value {
-            Value::Object(columns) => Ok(Self { path, number, unit, columns }),
-            other => Err(row_error(
-                path,
-                unit,
-                number,
-                format!("expected an object, found {}", shorten(&other.to_string(), 60)),
-            )),
-        }
+    fn new(path: &'a str, RawRow { number, unit, columns }: RawRow) -> Result<Self, Error> {
+        let columns = columns.map_err(|why| row_error(path, unit, number, why))?;
+        Ok(Self { path, number, unit, columns })
     }
 
     pub(super) fn error(&self, why: impl Into<String>) -> Error {

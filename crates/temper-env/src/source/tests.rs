@@ -185,11 +185,14 @@ fn bad_rows_are_named() {
         ("e.jsonl", "{\"question\": \"q\", \"answer\": \"#### x\"}".into(), "line 1"),
         ("f.jsonl", "{\"question\": 3, \"answer\": \"#### 1\"}".into(), "expected text, found 3"),
         ("g.json", "[{\"question\": \"q\", \"answer\": \"#### 1\"}, 7]".into(), "item 2"),
-        ("h.json", "{\"data\": []}".into(), "expected a list"),
-        ("i.json", "{".into(), "not JSON"),
-        ("j.jsonl", String::new(), "no rows"),
+        ("h.json", "{\"data\": []}".into(), "empty"),
+        ("i.json", "{".into(), "not valid JSON"),
+        ("j.jsonl", String::new(), "empty"),
+        ("o.json", "{\n\"listed\": []}".into(), "without rows"),
+        ("p.jsonl", format!("[1]\n{good}"), "line 1: expected an object, found an array"),
+        ("q.txt", good.into(), "expected rows in a .jsonl or .json file"),
         ("k.jsonl", "{\"id\": 1, \"question\": \"q\", \"answer\": \"#### 1\"}\n".repeat(2), "two rows have the id `1`"),
-        ("l.jsonl.gz", "not gzip".into(), "line 1: not JSON"),
+        ("l.jsonl.gz", "not gzip".into(), "neither gzip nor zstd"),
     ] {
         let path = folder.write(name, contents);
         let message = refusal(&format!("kind = 'gsm8k'\npath = '{path}'"));
@@ -305,6 +308,59 @@ path = '{same}'"
     )
     .unwrap();
     assert!(!found.ok() && found.cells[0].failures[0].task == "same:1");
+}
+
+#[test]
+fn gsm8k_chooses_rows_of_the_file_before_it_leaves_out_the_hard_ones() {
+    let folder = Folder::new();
+    // Row i works through i % 3 + 1 calculations.
+    let row = |i: usize| {
+        let worked = "1+1 = <<1+1=2>>2\n".repeat(i % 3 + 1);
+        serde_json::json!({"id": i, "question": "q", "answer": format!("{worked}#### 2")}).to_string()
+    };
+    let path = folder.write("rows.jsonl", (0..12).map(|i| row(i) + "\n").collect::<String>());
+    let ids = |rest: &str| -> Vec<String> {
+        let set = open(&format!("kind = 'gsm8k'\npath = '{path}'\n{rest}")).unwrap();
+        tasks(&set).into_iter().map(|task| task.id).collect()
+    };
+    assert_eq!(ids("start = 6\nmax_calculations = 1"), ["6", "9"]);
+    assert_eq!(ids("n = 6\nmax_calculations = 2"), ["0", "1", "3", "4"]);
+    for seed in ["", "\nshuffle_seed = 3"] {
+        let (mut first, rest) = (ids(&format!("n = 5{seed}")), ids(&format!("start = 5\nmax_calculations = 2{seed}")));
+        assert!(rest.iter().all(|id| !first.contains(id)), "{first:?} {rest:?}");
+        first.extend(ids(&format!("start = 5{seed}")));
+        first.sort();
+        first.dedup();
+        assert_eq!(first.len(), 12);
+    }
+    let none = refusal(&format!("kind = 'gsm8k'\npath = '{path}'\nstart = 1\nn = 2\nmax_calculations = 1"));
+    assert!(none.contains("among the 2 that `start` and `n` choose") && none.contains("`max_calculations`"), "{none}");
+    let beyond = refusal(&format!("kind = 'gsm8k'\npath = '{path}'\nstart = 12\nmax_calculations = 1"));
+    assert!(beyond.contains("12 rows"), "{beyond}");
+}
+
+#[test]
+fn options_that_change_demonstrations_only_are_listed() {
+    let world = "kind = 'tiny_world'\nfamilies = 'chains'\nlevels = [1]\nsplit = 'train'";
+    let file = "kind = 'file'\npath = 'a'\nverifier = { kind = 'exact' }";
+    for (text, expected) in [
+        (world.to_owned(), &[][..]),
+        (format!("{world}\ncot = false"), &[]),
+        (format!("{world}\ncot = true"), &["cot"]),
+        ("kind = 'gsm8k'\npath = 'a'\nstrict = true".into(), &[]),
+        ("kind = 'gsm8k'\npath = 'a'\nkeep_calculator = true".into(), &["keep_calculator"]),
+        (file.to_owned(), &[]),
+        (format!("{file}\ndemonstration = 'why'"), &["demonstration"]),
+        ("kind = 'bbh'\npath = 'a'".into(), &[]),
+    ] {
+        assert_eq!(source(&text).demonstration_options(), expected, "{text}");
+    }
+    // What is listed changes nothing that is asked or scored.
+    let bare = |text: &str| -> Vec<Task> {
+        let set = open(&format!("{world}\nn = 20\n{text}")).unwrap();
+        tasks(&set).into_iter().map(|task| Task { demonstration: None, ..task }).collect()
+    };
+    assert_eq!(bare("cot = true"), bare(""));
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub struct Turn {
 pub enum Stop {
     /// One of `stop_ids`, which is its last token.
     Eos,
-    /// The caller's predicate held.
+    /// The caller's predicate held, whether or not the last token is one of `stop_ids` too.
     StopString,
     /// It has `max_tokens` tokens.
     MaxTokens,
@@ -388,10 +388,10 @@ impl Slot {
     fn stop(&self, engine: &Engine) -> Option<Stop> {
         let tokens = &self.completion.tokens;
         let last = tokens.last()?;
-        if engine.rules.stop_ids.contains(last) {
-            Some(Stop::Eos)
-        } else if engine.stops.is_some_and(|stops| stops(tokens)) {
+        if engine.stops.is_some_and(|stops| stops(tokens)) {
             Some(Stop::StopString)
+        } else if engine.rules.stop_ids.contains(last) {
+            Some(Stop::Eos)
         } else if tokens.len() >= engine.rules.max_tokens {
             Some(Stop::MaxTokens)
         } else if self.session.as_ref().is_some_and(|s| s.len() >= engine.model.config.max_position_embeddings) {

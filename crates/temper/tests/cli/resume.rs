@@ -149,16 +149,17 @@ fn a_directory_belongs_to_one_run_at_a_time() {
 #[test]
 fn a_second_interrupt_aborts_at_once() {
     let place = Place::with_recipe();
-    // One round that takes much longer than the test.
+    // One round that takes much longer than the test, in a process that does not look at its input.
+    place.write("slow.sh", "sleep 77 & echo $! > sleeping; wait\n");
     let slow = [
         "--set",
-        "stage.grpo.rewards=[{ name = \"mine\", kind = \"command\", command = [\"sleep\", \"60\"], timeout_s = 60 }]",
+        "stage.grpo.rewards=[{ name = \"mine\", kind = \"command\", command = [\"sh\", \"slow.sh\"], timeout_s = 60 }]",
     ];
     let mut child = start(&place, &[&["run", "small.toml"], &slow[..]].concat());
     let id = child.id().to_string();
     let interrupt = || Command::new("kill").args(["-INT", &id]).status().expect("kill runs");
-    wait_for(|| place.path("runs/small/stages/sft").is_dir());
-    std::thread::sleep(Duration::from_millis(300));
+    let sleeping = || std::fs::read_to_string(place.path("sleeping")).unwrap_or_default().trim().to_owned();
+    wait_for(|| !sleeping().is_empty());
     interrupt();
     std::thread::sleep(Duration::from_millis(300));
     interrupt();
@@ -166,6 +167,11 @@ fn a_second_interrupt_aborts_at_once() {
     let status = child.wait().expect("it ends");
     assert_eq!(status.code(), Some(130));
     assert!(began.elapsed() < Duration::from_secs(10));
+    // The reward command's own child must not outlive the run (a zombie that nobody reaps is dead).
+    wait_for(|| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", sleeping())).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('Z'))
+    });
 }
 
 #[test]
