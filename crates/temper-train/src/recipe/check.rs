@@ -102,6 +102,16 @@ impl Found {
             self.error(at, e.to_string(), "see `temper env list`");
         }
     }
+    /// Options that change what supervised training shows, where nothing is shown.
+    fn no_demonstrations(&mut self, at: &str, source: &TaskSource) {
+        for option in source.demonstration_options() {
+            self.error(
+                at,
+                format!("`{option}` has no effect: it changes the worked solutions that supervised training shows"),
+                "remove it",
+            );
+        }
+    }
     fn exactly_one(&mut self, at: &str, names: &str, given: usize) {
         if given != 1 {
             let what = if given == 0 { "none" } else { "more than one" };
@@ -362,7 +372,10 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     if s.tasks.iter().any(|t| !(t.share > 0.0 && t.share.is_finite())) {
         found.error(at, "a task source has a `share` that is not above 0", "shares are above 0");
     }
-    s.tasks.iter().for_each(|t| found.tasks(at, &t.source));
+    for task in &s.tasks {
+        found.tasks(at, &task.source);
+        found.no_demonstrations(at, &task.source);
+    }
     let names: BTreeSet<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
     if names.len() < s.rewards.len() {
         found.error(at, "two rewards have the same name", "give each its own: metrics are logged under it");
@@ -511,6 +524,7 @@ fn eval_problems(at: &str, task: &EvalTask, found: &mut Found) {
     }
     if let EvalSource::Tasks { tasks } = &task.source {
         found.tasks(at, tasks);
+        found.no_demonstrations(at, tasks);
     }
     let given = task.samples != 1 || task.temperature.is_some() || task.max_tokens != EvalTask::MAX_TOKENS;
     if task.source.likelihood() && (given || !task.stop.is_empty()) {

@@ -42,6 +42,13 @@ fn an_option_without_effect_is_an_error() {
     place.bad(&["check", "bad.toml"], &["model.reference", "no effect", "kl"]);
     place.write("bad.toml", SMALL.replace("steps = 3\n", "steps = 3\nmask = \"all\"\nprompt_weight = 0.5\n"));
     place.bad(&["check", "bad.toml"], &["prompt_weight", "no effect"]);
+    let cot = "stage.grpo.tasks.0.source.cot=true";
+    place.write("bad.toml", SMALL);
+    place.bad(&["check", "bad.toml", "--set", cot], &["stage `grpo`", "`cot` has no effect"]);
+    place.bad(
+        &["check", "bad.toml", "--set", "target.0.source.tasks.cot=true"],
+        &["task `chains`", "`cot` has no effect"],
+    );
 }
 
 #[test]
