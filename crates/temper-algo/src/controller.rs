@@ -137,7 +137,9 @@ impl Controller {
             Self::Doubling { target, band, factor } => {
                 let mut problems = positive(&[("target", target)]);
                 problems.extend([("band", band), ("factor", factor)].into_iter().filter(|(_, v)| !(*v > 1.0)).map(
-                    |(field, v)| Problem::new(field, format!("{field} is {v}, expected more than 1"), "1.5 and 2 are PPO's"),
+                    |(field, v)| {
+                        Problem::new(field, format!("{field} is {v}, expected more than 1"), "1.5 and 2 are PPO's")
+                    },
                 ));
                 problems
             }

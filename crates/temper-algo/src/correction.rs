@@ -69,7 +69,11 @@ impl Correction {
                 log_rho[range].fill(sum);
             }
         }
-        log_rho.iter().enumerate().map(|(row, l)| if live(row) { self.bounded(bounded_exp(*l).0) } else { 0.0 }).collect()
+        log_rho
+            .iter()
+            .enumerate()
+            .map(|(row, l)| if live(row) { self.bounded(bounded_exp(*l).0) } else { 0.0 })
+            .collect()
     }
 
     fn bounded(self, rho: f64) -> f64 {
@@ -107,11 +111,19 @@ impl Correction {
         let (low, high) = self.bounds();
         let mut problems = vec![];
         if !(0.0..=1.0).contains(&low) {
-            problems.push(Problem::new("low", format!("low is {low}, expected 0 to 1"), "leave it out for no lower bound"));
+            problems.push(Problem::new(
+                "low",
+                format!("low is {low}, expected 0 to 1"),
+                "leave it out for no lower bound",
+            ));
         }
         if !(high.is_finite() && high >= 1.0) {
             let message = format!("high is {high}, expected a finite number of at least 1");
-            problems.push(Problem::new("high", message, "samples of the policy itself have the ratio 1: leave it out for 3"));
+            problems.push(Problem::new(
+                "high",
+                message,
+                "samples of the policy itself have the ratio 1: leave it out for 3",
+            ));
         }
         problems
     }

@@ -55,7 +55,7 @@ pub struct KlPenalty {
     /// Its coefficient, above 0.
     pub beta: f64,
     /// `r * kl` in place of `kl`, with the ratio of the slot and the gradient through both: on tokens of the policy before the
-    /// update, the gradient is that of the KL itself. Source: DeepSeek-V3.2, arXiv 2512.02556, equation 7; TRL's
+    /// update, the gradient is that of the KL itself. Source: DeepSeek-V3.2, arXiv 2512.02556; TRL's
     /// `use_bias_correction_kl`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub importance: bool,

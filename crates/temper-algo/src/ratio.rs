@@ -25,8 +25,8 @@ pub enum Ratio {
     /// read it.
     Product {},
     /// `log r = mean_t(clipped l_t)`, the geometric mean of clipped token ratios, where positive advantages clip `l_t` from
-    /// above at `clip_high` and the others from below at `-clip_low`, in log space. Goes with the surrogate `importance`,
-    /// which adds no second clip. Source: GMPO, arXiv 2507.20673, equation 4 (its code and verl's `geo_mean`).
+    /// above at `clip_high` and negative ones from below at `-clip_low`, in log space. Goes with the surrogate `importance`,
+    /// which adds no second clip. Source: GMPO, arXiv 2507.20673 (its code and verl's `geo_mean`).
     GeometricMean {
         /// How far a token's log-ratio may fall below 0.
         #[serde(default = "default_log_clip")]
@@ -51,7 +51,8 @@ impl Default for Ratio {
 impl Ratio {
     /// One log-ratio a token from `l = logp - logp_old` `[M]`. Tokens of weight 0 count for nothing and get 0.
     pub(crate) fn forward(self, l: &[f64], rows: &Rows) -> Vec<f64> {
-        let values = (0..l.len()).map(|row| if rows.weight[row] == 0.0 { 0.0 } else { self.clipped(l[row], rows.adv[row]) });
+        let values =
+            (0..l.len()).map(|row| if rows.weight[row] == 0.0 { 0.0 } else { self.clipped(l[row], rows.adv[row]) });
         self.over_units(values.collect(), rows, self)
     }
 
@@ -92,7 +93,7 @@ impl Ratio {
     pub(crate) fn clip_side(self, l: f64, adv: f64) -> ClipSide {
         match self {
             Self::GeometricMean { clip_high, .. } if adv > 0.0 && l > clip_high => ClipSide::High,
-            Self::GeometricMean { clip_low, .. } if adv <= 0.0 && l < -clip_low => ClipSide::Low,
+            Self::GeometricMean { clip_low, .. } if adv < 0.0 && l < -clip_low => ClipSide::Low,
             _ => ClipSide::Inside,
         }
     }

@@ -89,7 +89,12 @@ impl<'a> Rows<'a> {
     }
 
     /// Whether everything that `parts` read is there, of the right length and finite.
-    pub(crate) fn validate(&self, parts: &[(&'static str, Needs)], reach: Coupling, grouped: bool) -> Result<(), Error> {
+    pub(crate) fn validate(
+        &self,
+        parts: &[(&'static str, Needs)],
+        reach: Coupling,
+        grouped: bool,
+    ) -> Result<(), Error> {
         for (part, needs) in parts {
             if let Some(name) = self.missing(*needs) {
                 return Err(Error::Missing { name, part });

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Problem, Rows};
 
 /// Keep the tokens whose entropy is at least the step's quantile `1 - share` (linear interpolation, as `torch.quantile`), over
-/// the trained tokens. The forking tokens of reasoning: arXiv 2506.01939, equation 6; Light-IF (A038) weighs by entropy likewise.
+/// the trained tokens. The forking tokens of reasoning: arXiv 2506.01939; Light-IF (A038) weighs by entropy likewise.
 /// TRL's `top_entropy_quantile` (there the mask also acts on the entropy bonus).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]

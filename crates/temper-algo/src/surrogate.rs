@@ -35,13 +35,13 @@ pub enum Surrogate {
         #[serde(default = "default_clip")]
         clip_high: f64,
         /// Largest ratio at which a negative advantage still pushes; none unless given. TRL's `delta` (two-sided clipping,
-        /// INTELLECT-2, arXiv 2505.07291, section 3.4) and verl's `clip_ratio_c` (dual clip, arXiv 1912.09729, equation 5) are
+        /// INTELLECT-2, arXiv 2505.07291) and verl's `clip_ratio_c` (dual clip, arXiv 1912.09729) are
         /// the same function above `1 + clip_high`, and [`check`](Surrogate::check) asks for that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         delta: Option<f64>,
     },
     /// `x = -sg(clip(r, 1 - clip_low, 1 + clip_high)) * adv * logp`: clips the weight, so that every token keeps its gradient.
-    /// Source: CISPO, MiniMax-M1, arXiv 2506.13585, equation 4. TRL's `epsilon_high` is `1 + clip_high` here.
+    /// Source: CISPO, MiniMax-M1, arXiv 2506.13585. TRL's `epsilon_high` is `1 + clip_high` here.
     Cispo {
         /// How far the weight may fall below 1; 1 (the default, as published) is no lower bound.
         #[serde(default = "default_cispo_low")]
@@ -105,7 +105,7 @@ pub enum Surrogate {
     },
     /// `clip` (equal bounds allowed to differ), with `x = 0` on a share of the tokens whose covariance
     /// `(adv - mean adv) (logp - mean logp)` over the step lies between the bounds and that the clip left alone. Which of them is
-    /// drawn by a hash of their values, as a pure function has no random numbers. Source: Clip-Cov, arXiv 2505.22617, equation 11.
+    /// drawn by a hash of their values, as a pure function has no random numbers. Source: Clip-Cov, arXiv 2505.22617.
     ClipCov {
         /// As in `clip`.
         #[serde(default = "default_clip")]
@@ -124,7 +124,7 @@ pub enum Surrogate {
         cov_high: f64,
     },
     /// `x = -r * adv + [chosen] coef * |logp - logp_old|`, where the chosen tokens are the share of the step's tokens with the
-    /// largest covariances. Source: KL-Cov, arXiv 2505.22617, equation 13, with the released code's `|.|` for the KL.
+    /// largest covariances. Source: KL-Cov, arXiv 2505.22617, with the released code's `|.|` for the KL.
     KlCov {
         /// Share of the step's tokens that pay (at least one token).
         #[serde(default = "default_share")]
@@ -134,7 +134,7 @@ pub enum Surrogate {
         coef: f64,
     },
     /// With `q` the group's share of right answers: right ones (`adv > 0`) `x = -adv * log r`; wrong ones
-    /// `x = adv (1 - q) / q * (-log max(z, eps))` with sign turned, `z = (1 - q r) / (1 - q)`, the likelihood of the implicit
+    /// `x = adv (1 - q) / q * log max(z, eps)` with `z = (1 - q r) / (1 - q)`, the likelihood ratio of the implicit
     /// negative policy; the gradient goes through `z` also where `eps` holds its value. On policy the gradient is the
     /// advantage's, whichever it is: `group_z_score` gives the paper's `sqrt((1 - q) / q)` prompt weight, `group_mean` its
     /// `1 - q`. Source: NFT, arXiv 2505.18116, equation 10.
@@ -145,7 +145,7 @@ pub enum Surrogate {
     },
     /// `x = -sg(rho) * adv * logp` with `rho = 1` where the advantage is at least 0 and `min(r, cap)` below: likelihood for
     /// what was good, truncated importance sampling for what was not. With the ratio `product`, as published. Source: TOPR,
-    /// arXiv 2503.14286, equation 8.
+    /// arXiv 2503.14286.
     Topr {
         /// Largest weight of a negative advantage.
         #[serde(default = "one")]
@@ -169,7 +169,7 @@ pub enum Surrogate {
     Nll {},
     /// `x_i = ((beta L_i - mean beta L) - (adv_i - mean adv))^2 / 2` a sequence of the group, `L = sum_t(logp - logp_ref)`; the
     /// advantage should be `group_mean`, i.e. the centred reward. Its minimum is the optimum of KL-regularised RL. Source: GVPO,
-    /// arXiv 2504.19599, equation 10. The squared differences over all pairs of a group are `2 G` times the sum of squared
+    /// arXiv 2504.19599. The squared differences over all pairs of a group are `2 G` times the sum of squared
     /// deviations, so this is also CoPG (arXiv 2406.19185) over all pairs, and, for groups of two, IPO.
     Gvpo {
         /// Strength of the regularisation, above 0.

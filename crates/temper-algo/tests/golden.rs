@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 use temper_algo::{
-    Advantage, Correction, EntropyBonus, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective, Ratio, Rows, Schedule,
-    SequenceMask, Surrogate, TopEntropy, Weighting,
+    Advantage, Correction, EntropyBonus, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective, Ratio, Rows,
+    Schedule, SequenceMask, Surrogate, TopEntropy, Weighting,
 };
 
 #[derive(Deserialize)]
@@ -83,7 +83,11 @@ fn objective(c: &Case) -> PolicyObjective {
         correction: correction(c),
         top_entropy: c.top_entropy.map(|share| TopEntropy { share }),
         off_policy_mask: c.off_policy_mask.map(|threshold| OffPolicyMask { threshold }),
-        kl: (c.beta > 0.0).then_some(KlPenalty { estimator: KlEstimator::K3 {}, beta: c.beta, importance: c.importance_kl }),
+        kl: (c.beta > 0.0).then_some(KlPenalty {
+            estimator: KlEstimator::K3 {},
+            beta: c.beta,
+            importance: c.importance_kl,
+        }),
         entropy: c.entropy_coef.map(|coef| EntropyBonus { coef }),
         weighting: match c.loss_type.as_str() {
             "grpo" | "sapo" | "gmpo" => Weighting::Sequence {},
@@ -141,7 +145,8 @@ fn losses_gradients_and_metrics_agree_with_trl() {
         let entries: std::collections::BTreeMap<_, _> = terms.metrics.entries().into_iter().collect();
         // TRL counts sequences at the sequence level and also empty ones; we count tokens throughout.
         let token_level = c.level == "token" && c.loss_type != "cispo";
-        for (name, expected) in c.metrics.iter().filter(|(name, _)| token_level || *name == "kl" || *name == "entropy") {
+        for (name, expected) in c.metrics.iter().filter(|(name, _)| token_level || *name == "kl" || *name == "entropy")
+        {
             assert!(
                 (entries[name.as_str()] - expected).abs() < 1e-6,
                 "case {i}: {name} {} {expected}",

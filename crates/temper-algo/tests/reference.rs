@@ -5,7 +5,8 @@ mod support;
 use proptest::prelude::*;
 use support::{Case, case};
 use temper_algo::{
-    Correction, EntropyBonus, KlEstimator, KlPenalty, Level, PolicyObjective, Ratio, SequenceMask, Surrogate, Weighting, split_seed,
+    Correction, EntropyBonus, KlEstimator, KlPenalty, Level, PolicyObjective, Ratio, SequenceMask, Surrogate,
+    Weighting, split_seed,
 };
 
 /// The live rows of the sequences, group by group.
@@ -102,7 +103,8 @@ fn picked(o: &PolicyObjective, at: &Case) -> Vec<usize> {
                 let r = (at.logp[t] - at.logp_old[t]).exp();
                 r * at.adv[t] > r.min(1.0 + clip_high).max(1.0 - clip_low) * at.adv[t]
             };
-            let mut inside: Vec<usize> = rows.iter().copied().filter(|t| cov(*t) > cov_low && cov(*t) < cov_high).collect();
+            let mut inside: Vec<usize> =
+                rows.iter().copied().filter(|t| cov(*t) > cov_low && cov(*t) < cov_high).collect();
             inside.retain(|t| !clipped(*t));
             inside.sort_by_key(|t| split_seed(0, &[at.logp[*t].to_bits(), at.adv[*t].to_bits()]));
             (share, inside)
@@ -119,13 +121,17 @@ fn transcription(c: &Case, at: &Case, o: &PolicyObjective) -> f64 {
     let chosen = picked(o, at);
     let mut loss = 0.0;
     for group in live(c) {
-        let errors: Vec<f64> = group.iter().filter(|rows| !rows.is_empty()).map(|rows| match o.surrogate {
-            Surrogate::Gvpo { beta } => {
-                let implicit = beta * rows.iter().map(|t| c.logp[*t] - c.logp_ref[*t]).sum::<f64>();
-                implicit - mean(rows.iter().map(|t| c.adv[*t]))
-            }
-            _ => 0.0,
-        }).collect();
+        let errors: Vec<f64> = group
+            .iter()
+            .filter(|rows| !rows.is_empty())
+            .map(|rows| match o.surrogate {
+                Surrogate::Gvpo { beta } => {
+                    let implicit = beta * rows.iter().map(|t| c.logp[*t] - c.logp_ref[*t]).sum::<f64>();
+                    implicit - mean(rows.iter().map(|t| c.adv[*t]))
+                }
+                _ => 0.0,
+            })
+            .collect();
         let mean_error = mean(errors.iter().copied());
         for (i, rows) in group.iter().filter(|rows| !rows.is_empty()).enumerate() {
             for &t in rows {
@@ -169,7 +175,11 @@ fn transcription(c: &Case, at: &Case, o: &PolicyObjective) -> f64 {
                         -trusted(kl, clip_low, clip_high) * held.min(cap) * adv * logp
                     }
                     Surrogate::ClipCov { clip_low, clip_high, .. } => {
-                        if chosen.contains(&t) { 0.0 } else { plain(clip_low, clip_high) }
+                        if chosen.contains(&t) {
+                            0.0
+                        } else {
+                            plain(clip_low, clip_high)
+                        }
                     }
                     Surrogate::KlCov { coef, .. } => {
                         let pays = f64::from(u8::from(chosen.contains(&t)));

@@ -75,7 +75,8 @@ impl PolicyObjective {
         let idle = matches!(self.surrogate, Surrogate::Gvpo { .. } | Surrogate::None {});
         let given = [("top_entropy", self.top_entropy.is_some()), ("off_policy_mask", self.off_policy_mask.is_some())];
         let problem = |field: &str| {
-            let message = format!("the surrogate `{}` has no policy gradient by token to select from", self.surrogate.name());
+            let message =
+                format!("the surrogate `{}` has no policy gradient by token to select from", self.surrogate.name());
             Problem::new(field, message, format!("remove `{field}`"))
         };
         given.into_iter().filter(|(_, given)| idle && *given).map(|(field, _)| problem(field)).collect()
@@ -85,7 +86,11 @@ impl PolicyObjective {
     fn check_kl_effect(&self) -> Option<Problem> {
         let kl = self.kl.filter(|kl| kl.estimator == (KlEstimator::K1 {}) && !kl.importance)?;
         let message = format!("kl.beta = {} has no effect with `k1` in the loss: its mean gradient is zero", kl.beta);
-        Some(Problem::new("kl.estimator", message, "use `k3` or `k2`, set kl.importance = true, or put k1 in the reward"))
+        Some(Problem::new(
+            "kl.estimator",
+            message,
+            "use `k3` or `k2`, set kl.importance = true, or put k1 in the reward",
+        ))
     }
 
     fn check_entropy(&self) -> Vec<Problem> {
@@ -95,7 +100,8 @@ impl PolicyObjective {
             problems.push(Problem::new("entropy.coef", message, "remove the `entropy` table to go without"));
         }
         if self.surrogate == (Surrogate::None {}) && self.entropy.is_none() && self.kl.is_none() {
-            let message = "the surrogate is `none`, and there is no KL penalty and no entropy term: nothing is trained on";
+            let message =
+                "the surrogate is `none`, and there is no KL penalty and no entropy term: nothing is trained on";
             problems.push(Problem::new("surrogate", message, "give `entropy` or `kl`, or another surrogate"));
         }
         problems

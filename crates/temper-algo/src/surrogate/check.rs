@@ -73,7 +73,8 @@ impl Surrogate {
             Self::Clip { clip_low, clip_high, delta } => {
                 let mut problems = check_clip(clip_low, clip_high);
                 problems.extend(delta.filter(|d| !(d.is_finite() && *d > 1.0 + clip_high)).map(|d| {
-                    let message = format!("delta is {d}, expected a finite number above 1 + clip_high = {}", 1.0 + clip_high);
+                    let message =
+                        format!("delta is {d}, expected a finite number above 1 + clip_high = {}", 1.0 + clip_high);
                     Problem::new("delta", message, "verl uses 3, INTELLECT-2 4; leave it out for no bound")
                 }));
                 problems
@@ -93,12 +94,14 @@ impl Surrogate {
                 problems.extend(positive(&[("coef", coef)], "1 is the released code's value"));
                 problems
             }
-            Self::DppoTv { clip_low, clip_high, cap } => {
-                positive(&[("clip_low", clip_low), ("clip_high", clip_high), ("cap", cap)], "0.15, 0.15 and 20 are usual")
-            }
-            Self::DppoKl { clip_low, clip_high, cap } => {
-                positive(&[("clip_low", clip_low), ("clip_high", clip_high), ("cap", cap)], "0.05, 0.05 and 20 are usual")
-            }
+            Self::DppoTv { clip_low, clip_high, cap } => positive(
+                &[("clip_low", clip_low), ("clip_high", clip_high), ("cap", cap)],
+                "0.15, 0.15 and 20 are usual",
+            ),
+            Self::DppoKl { clip_low, clip_high, cap } => positive(
+                &[("clip_low", clip_low), ("clip_high", clip_high), ("cap", cap)],
+                "0.05, 0.05 and 20 are usual",
+            ),
             Self::Sapo { temperature_pos, temperature_neg } => positive(
                 &[("temperature_pos", temperature_pos), ("temperature_neg", temperature_neg)],
                 "1 and 1.05 are the paper's values",
@@ -151,7 +154,10 @@ mod tests {
         assert_eq!(Surrogate::Clip { clip_low: -0.1, clip_high: f64::NAN, delta: None }.check().len(), 2);
         let capped = |delta| Surrogate::Clip { clip_low: 0.2, clip_high: 0.3, delta: Some(delta) }.check().len();
         assert_eq!((capped(1.3), capped(3.0)), (1, 0));
-        assert_eq!(Surrogate::Vespo { k_pos: 0.0, lambda_pos: -1.0, k_neg: f64::NAN, lambda_neg: 1.0 }.check().len(), 3);
+        assert_eq!(
+            Surrogate::Vespo { k_pos: 0.0, lambda_pos: -1.0, k_neg: f64::NAN, lambda_neg: 1.0 }.check().len(),
+            3
+        );
         let cov = Surrogate::ClipCov { clip_low: 0.2, clip_high: 0.2, share: 0.0, cov_low: 5.0, cov_high: 1.0 };
         assert_eq!(cov.check().len(), 2);
     }

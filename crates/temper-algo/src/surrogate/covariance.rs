@@ -14,10 +14,12 @@ impl Surrogate {
             Self::ClipCov { share, cov_low, cov_high, .. } => {
                 let cov = covariances(rows, &live);
                 let inside = |row: usize| {
-                    let at = SurrogateInput { log_ratio: log_ratio[row], adv: rows.adv[row], ..SurrogateInput::default() };
+                    let at =
+                        SurrogateInput { log_ratio: log_ratio[row], adv: rows.adv[row], ..SurrogateInput::default() };
                     self.term(&at).clip == ClipSide::Inside
                 };
-                let candidates = live.iter().zip(&cov).filter(|(row, c)| **c > cov_low && **c < cov_high && inside(**row));
+                let candidates =
+                    live.iter().zip(&cov).filter(|(row, c)| **c > cov_low && **c < cov_high && inside(**row));
                 let key = |row: usize| split_seed(0, &[rows.logp[row].to_bits(), rows.adv[row].to_bits()]);
                 let mut drawn: Vec<(u64, usize)> = candidates.map(|(row, _)| (key(*row), *row)).collect();
                 drawn.sort_unstable();

@@ -80,8 +80,7 @@ mod tests {
 
     #[test]
     fn a_sequence_alone_has_nothing_to_compare_with() {
-        let rows =
-            Rows { logp: &[-1.0], adv: &[1.0], weight: &[1.0], sequences: &[1], groups: &[1], ..Rows::EMPTY };
+        let rows = Rows { logp: &[-1.0], adv: &[1.0], weight: &[1.0], sequences: &[1], groups: &[1], ..Rows::EMPTY };
         assert_eq!(gvpo(0.5, &rows, &[-2.0]), GroupTerms { x: vec![0.0], d_logp: vec![0.0] });
     }
 }

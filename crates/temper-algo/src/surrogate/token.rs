@@ -188,7 +188,13 @@ mod tests {
         close(clip, at(1.1, 1.0), -1.1, -1.1, ClipSide::Inside);
         close(clip, at(1.5, 0.0), 0.0, 0.0, ClipSide::Inside);
         close(clip, at(4.0, -2.0), 6.0, 0.0, ClipSide::Other);
-        close(Surrogate::Clip { clip_low: 0.2, clip_high: 0.3, delta: None }, at(4.0, -2.0), 8.0, 8.0, ClipSide::Inside);
+        close(
+            Surrogate::Clip { clip_low: 0.2, clip_high: 0.3, delta: None },
+            at(4.0, -2.0),
+            8.0,
+            8.0,
+            ClipSide::Inside,
+        );
         close(Surrogate::Importance {}, at(4.0, 2.0), -8.0, -8.0, ClipSide::Inside);
     }
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
-    Advantage, Controller, Correction, EntropyBonus, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective, Ratio, Rows,
-    Schedule, Surrogate, TokenObjective, TopEntropy, Weighting,
+    Advantage, Controller, Correction, EntropyBonus, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective,
+    Ratio, Rows, Schedule, Surrogate, TokenObjective, TopEntropy, Weighting,
 };
 
 pub fn every_advantage() -> Vec<Advantage> {
@@ -86,9 +86,10 @@ pub fn stops_gradients(o: &PolicyObjective) -> bool {
     let surrogate = match o.surrogate {
         Surrogate::Cispo { .. } | Surrogate::Vespo { .. } | Surrogate::DppoTv { .. } | Surrogate::DppoKl { .. } => true,
         Surrogate::Topr { .. } | Surrogate::Nft { .. } => true,
+        Surrogate::ClipCov { .. } | Surrogate::KlCov { .. } => true, // the choice is held
         Surrogate::Reinforce {} | Surrogate::Importance {} | Surrogate::Clip { .. } | Surrogate::Sapo { .. } => false,
-        Surrogate::ClipCov { .. } | Surrogate::KlCov { .. } | Surrogate::Raft {} => false,
-        Surrogate::RewardWeighted { .. } | Surrogate::Nll {} | Surrogate::Gvpo { .. } | Surrogate::None {} => false,
+        Surrogate::Raft {} | Surrogate::RewardWeighted { .. } | Surrogate::Nll {} => false,
+        Surrogate::Gvpo { .. } | Surrogate::None {} => false,
     };
     let ratio = o.ratio == (Ratio::SequenceToken {});
     surrogate || ratio || o.kl.is_some_and(|kl| kl.estimator == (KlEstimator::K3Plus {}))
@@ -186,7 +187,8 @@ pub fn every_objective() -> Vec<PolicyObjective> {
             list.push(PolicyObjective { kl: kl(estimator, false), ..base.clone() });
             list.push(PolicyObjective { kl: kl(estimator, true), ..base.clone() });
         }
-        let (top_entropy, off_policy_mask) = (Some(TopEntropy { share: 0.45 }), Some(OffPolicyMask { threshold: 0.05 }));
+        let (top_entropy, off_policy_mask) =
+            (Some(TopEntropy { share: 0.45 }), Some(OffPolicyMask { threshold: 0.05 }));
         list.push(PolicyObjective { top_entropy, ..base.clone() });
         list.push(PolicyObjective { off_policy_mask, kl: kl(KlEstimator::K3 {}, false), ..base.clone() });
         for correction in every_correction() {
