@@ -65,7 +65,9 @@ mod tests {
         let (feedback, decay) = ([0.5, -1.0, 0.0, 2.0, 0.25], 0.7);
         let (mut trace, mut coefficient) = ([0.0f64; 5], [0.0f64; 5]);
         for s in 0..5 {
-            trace.iter_mut().for_each(|e| *e *= decay);
+            for e in &mut trace {
+                *e *= decay;
+            }
             trace[s] += 1.0;
             coefficient.iter_mut().zip(trace).for_each(|(c, e)| *c += feedback[s] * e);
         }

@@ -136,16 +136,18 @@ impl Controller {
             }
             Self::Doubling { target, band, factor } => {
                 let mut problems = positive(&[("target", target)]);
-                problems.extend([("band", band), ("factor", factor)].into_iter().filter(|(_, v)| !(*v > 1.0)).map(
-                    |(field, v)| {
-                        Problem::new(field, format!("{field} is {v}, expected more than 1"), "1.5 and 2 are PPO's")
-                    },
-                ));
+                problems.extend(
+                    [("band", band), ("factor", factor)].into_iter().filter(|(_, v)| v.is_nan() || *v <= 1.0).map(
+                        |(field, v)| {
+                            Problem::new(field, format!("{field} is {v}, expected more than 1"), "1.5 and 2 are PPO's")
+                        },
+                    ),
+                );
                 problems
             }
             Self::Stepwise { target, delta, low, high } => {
                 let mut problems = positive(&[("target", target), ("delta", delta)]);
-                if !(low < high) {
+                if low.partial_cmp(&high) != Some(std::cmp::Ordering::Less) {
                     let message = format!("low is {low} and high {high}: no value lies between");
                     problems.push(Problem::new("low", message, "give the bounds in order"));
                 }

@@ -53,32 +53,20 @@ impl Ratio {
     pub(crate) fn forward(self, l: &[f64], rows: &Rows) -> Vec<f64> {
         let values =
             (0..l.len()).map(|row| if rows.weight[row] == 0.0 { 0.0 } else { self.clipped(l[row], rows.adv[row]) });
-        self.over_units(values.collect(), rows, self)
+        over_units(values.collect(), rows, self)
     }
 
     /// Transpose of the derivative of [`forward`](Self::forward): from d(loss)/d(log-ratio) a token to d(loss)/d(logp).
     pub(crate) fn backward(self, d_log_ratio: Vec<f64>, l: &[f64], rows: &Rows) -> Vec<f64> {
         // A mean or a sum that is handed to all its members is its own transpose.
         let through = if self == (Self::SequenceToken {}) { Self::Token {} } else { self };
-        let mut d = self.over_units(d_log_ratio, rows, through);
+        let mut d = over_units(d_log_ratio, rows, through);
         for (row, d) in d.iter_mut().enumerate() {
             if self.clip_side(l[row], rows.adv[row]) != ClipSide::Inside {
                 *d = 0.0;
             }
         }
         d
-    }
-
-    fn over_units(self, mut values: Vec<f64>, rows: &Rows, unit: Self) -> Vec<f64> {
-        let reduce = match unit {
-            Self::Token {} => return values,
-            Self::Product {} => sum_in_place,
-            Self::Sequence {} | Self::SequenceToken {} | Self::GeometricMean { .. } => mean_in_place,
-        };
-        for range in rows.sequence_ranges() {
-            reduce(&mut values[range.clone()], &rows.weight[range]);
-        }
-        values
     }
 
     fn clipped(self, l: f64, adv: f64) -> f64 {
@@ -128,6 +116,19 @@ impl Ratio {
     }
 }
 
+/// The sum or mean over each unit of `unit`, handed to its members.
+fn over_units(mut values: Vec<f64>, rows: &Rows, unit: Ratio) -> Vec<f64> {
+    let reduce = match unit {
+        Ratio::Token {} => return values,
+        Ratio::Product {} => sum_in_place,
+        Ratio::Sequence {} | Ratio::SequenceToken {} | Ratio::GeometricMean { .. } => mean_in_place,
+    };
+    for range in rows.sequence_ranges() {
+        reduce(&mut values[range.clone()], &rows.weight[range]);
+    }
+    values
+}
+
 /// Replace each value of weight other than 0 by the sum over those, the rest by 0.
 fn sum_in_place(values: &mut [f64], weight: &[f64]) {
     let sum: f64 = values.iter().zip(weight).filter(|(_, w)| **w != 0.0).map(|(v, _)| v).sum();
@@ -140,7 +141,9 @@ fn sum_in_place(values: &mut [f64], weight: &[f64]) {
 fn mean_in_place(values: &mut [f64], weight: &[f64]) {
     let count = weight.iter().filter(|w| **w != 0.0).count().max(1) as f64;
     sum_in_place(values, weight);
-    values.iter_mut().for_each(|v| *v /= count);
+    for v in values {
+        *v /= count;
+    }
 }
 
 /// `exp(l)` with the bound, and its derivative with respect to `l` (0 beyond the bound).

@@ -129,7 +129,7 @@ fn gvpo_of_a_pair_is_ipo() {
 fn copg_on_policy_is_the_policy_gradient() {
     let beta = 0.3;
     let (logp, reference) = (log_softmax(&LOGITS), log_softmax(&REFERENCE));
-    let mut mean = vec![0.0; 4];
+    let mut mean = [0.0; 4];
     for i in 0..4 {
         for j in 0..4 {
             let adv = Advantage::GroupMean {}.advantages(&[REWARDS[i], REWARDS[j]]);

@@ -2,7 +2,7 @@
 
 use super::{KlPenalty, PolicyObjective};
 use crate::correction::Level;
-use crate::{Advantage, KlEstimator, Needs, Problem, Surrogate};
+use crate::{Advantage, Correction, KlEstimator, Needs, OffPolicyMask, Problem, Surrogate, TopEntropy};
 
 impl PolicyObjective {
     /// Everything that is wrong with the settings, for groups of `group_size` rollouts.
@@ -24,9 +24,9 @@ impl PolicyObjective {
         within("advantage", self.advantage.check())
             .chain(within("ratio", self.ratio.check()))
             .chain(within("surrogate", self.surrogate.check()))
-            .chain(within("correction", self.correction.map_or(vec![], |c| c.check())))
-            .chain(within("top_entropy", self.top_entropy.map_or(vec![], |t| t.check())))
-            .chain(within("off_policy_mask", self.off_policy_mask.map_or(vec![], |m| m.check())))
+            .chain(within("correction", self.correction.map_or(vec![], Correction::check)))
+            .chain(within("top_entropy", self.top_entropy.map_or(vec![], TopEntropy::check)))
+            .chain(within("off_policy_mask", self.off_policy_mask.map_or(vec![], OffPolicyMask::check)))
             .chain(within("weighting", self.weighting.check()))
             .collect()
     }

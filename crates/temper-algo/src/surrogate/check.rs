@@ -21,12 +21,16 @@ pub(super) enum Ratios {
 impl Surrogate {
     pub(super) fn ratios(&self) -> Ratios {
         match self {
-            Self::Reinforce {} | Self::Raft {} | Self::RewardWeighted { .. } | Self::Nll {} => Ratios::None,
-            Self::Gvpo { .. } | Self::None {} => Ratios::None,
             Self::Importance {} | Self::Clip { .. } | Self::Sapo { .. } | Self::Nft { .. } => Ratios::Any,
             Self::Cispo { .. } | Self::Topr { .. } => Ratios::Detached,
             Self::DppoTv { .. } | Self::DppoKl { .. } | Self::ClipCov { .. } | Self::KlCov { .. } => Ratios::Token,
             Self::Vespo { .. } => Ratios::Product,
+            Self::Reinforce {}
+            | Self::Raft {}
+            | Self::RewardWeighted { .. }
+            | Self::Nll {}
+            | Self::Gvpo { .. }
+            | Self::None {} => Ratios::None,
         }
     }
 
@@ -82,7 +86,7 @@ impl Surrogate {
             Self::ClipCov { clip_low, clip_high, share, cov_low, cov_high } => {
                 let mut problems = check_clip(clip_low, clip_high);
                 problems.extend(check_share(share));
-                if !(cov_low < cov_high) {
+                if cov_low.partial_cmp(&cov_high) != Some(std::cmp::Ordering::Less) {
                     let message = format!("cov_low is {cov_low} and cov_high {cov_high}: no covariance lies between");
                     problems.push(Problem::new("cov_low", message, "the released code uses 1 and 5"));
                 }

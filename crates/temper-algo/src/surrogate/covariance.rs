@@ -33,7 +33,9 @@ impl Surrogate {
             _ => return None,
         };
         let mut chosen = vec![false; rows.logp.len()];
-        picked.into_iter().for_each(|row| chosen[row] = true);
+        for row in picked {
+            chosen[row] = true;
+        }
         Some(chosen)
     }
 }

@@ -1,5 +1,5 @@
 //! Lists of every variant, and random ragged steps.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::match_same_arms)]
 
 use std::ops::Range;
 
