@@ -69,6 +69,12 @@ impl Problem {
         Self { field: field.into(), message: message.into(), hint: hint.into() }
     }
 
+    /// A problem of `field` unless `value` is a finite number above 0.
+    pub(crate) fn unless_positive(field: &str, value: f64, hint: &str) -> Option<Self> {
+        let message = || format!("{field} is {value}, expected a finite number above 0");
+        (!(value.is_finite() && value > 0.0)).then(|| Self::new(field, message(), hint))
+    }
+
     /// The same problem seen from an enclosing table: `prefix.field`.
     #[must_use]
     pub fn within(mut self, prefix: &str) -> Self {

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Problem;
 use crate::ratio::bounded_exp;
 
 /// An estimator, with `d = logp - logp_ref` at the sampled token.
@@ -17,6 +18,9 @@ pub enum KlEstimator {
     K2 {},
     /// `e^-d + d - 1`: unbiased, never negative; GRPO's choice (arXiv 2402.03300, equation 4).
     K3 {},
+    /// The value of `K3` with the derivative of `K2`: the estimate that is never negative, and the gradient of the KL on policy.
+    /// verl's `k3+` (`low_var_kl+`, straight-through).
+    K3Plus {},
 }
 
 impl Default for KlEstimator {
@@ -50,7 +54,60 @@ impl KlEstimator {
                 let (inverse, slope) = bounded_exp(-d);
                 KlTerm { x: inverse + d - 1.0, d_logp: 1.0 - slope }
             }
+            Self::K3Plus {} => KlTerm { d_logp: d, ..Self::K3 {}.term(logp, logp_ref) },
         }
+    }
+}
+
+/// KL in the reward instead of the loss: `beta * estimate` is subtracted from what a sample earned, as a number without
+/// gradient, before advantages are made. With `k1` the expected reward is that of KL-regularised RL. Source: Ziegler et al.,
+/// arXiv 1909.08593, equation 2; verl's `apply_kl_penalty`; TRL's RLOO.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KlReward {
+    /// The estimator; `k1` unless given.
+    #[serde(default = "k1")]
+    pub estimator: KlEstimator,
+    /// Its coefficient, above 0.
+    pub beta: f64,
+}
+
+fn k1() -> KlEstimator {
+    KlEstimator::K1 {}
+}
+
+impl KlReward {
+    /// The reward of a whole sequence: `reward - beta * sum_t(kl_t)` over tokens of mask other than 0.
+    ///
+    /// # Shapes
+    /// `logp` (of the policy that sampled), `logp_ref`, `mask`: `[T]`.
+    ///
+    /// ```
+    /// use temper_algo::{KlEstimator, KlReward};
+    /// let kl = KlReward { estimator: KlEstimator::K1 {}, beta: 0.5 };
+    /// assert_eq!(kl.sequence(1.0, &[-1.0, -2.0], &[-2.0, -2.5], &[1.0, 1.0]), 0.25);
+    /// ```
+    pub fn sequence(&self, reward: f64, logp: &[f64], logp_ref: &[f64], mask: &[f32]) -> f64 {
+        reward - self.costs(logp, logp_ref, mask).iter().sum::<f64>()
+    }
+
+    /// The reward of each token: `-beta * kl_t`, plus `reward` on the last token of mask other than 0; 0 where the mask is.
+    pub fn tokens(&self, reward: f64, logp: &[f64], logp_ref: &[f64], mask: &[f32]) -> Vec<f64> {
+        let mut rewards: Vec<f64> = self.costs(logp, logp_ref, mask).iter().map(|cost| 0.0 - cost).collect();
+        if let Some(last) = mask.iter().rposition(|m| *m != 0.0) {
+            rewards[last] += reward;
+        }
+        rewards
+    }
+
+    fn costs(&self, logp: &[f64], logp_ref: &[f64], mask: &[f32]) -> Vec<f64> {
+        let cost = |(logp, logp_ref): (&f64, &f64)| self.beta * self.estimator.term(*logp, *logp_ref).x;
+        logp.iter().zip(logp_ref).zip(mask).map(|(at, m)| if *m == 0.0 { 0.0 } else { cost(at) }).collect()
+    }
+
+    /// Settings that make no sense.
+    pub fn check(&self) -> Vec<Problem> {
+        Problem::unless_positive("beta", self.beta, "leave the KL out of the reward instead").into_iter().collect()
     }
 }
 
@@ -74,10 +131,31 @@ mod tests {
 
     #[test]
     fn all_vanish_at_the_reference() {
-        for k in [KlEstimator::K1 {}, KlEstimator::K2 {}, KlEstimator::K3 {}] {
+        for k in [KlEstimator::K1 {}, KlEstimator::K2 {}, KlEstimator::K3 {}, KlEstimator::K3Plus {}] {
             assert_eq!(k.term(-2.5, -2.5).x, 0.0);
         }
         assert_eq!(KlEstimator::K3 {}.term(-2.5, -2.5).d_logp, 0.0);
+    }
+
+    #[test]
+    fn k3_plus_has_k3s_value_and_k2s_slope() {
+        let (plus, k2, k3) = (KlEstimator::K3Plus {}, KlEstimator::K2 {}, KlEstimator::K3 {});
+        let term = plus.term(-0.5, -1.7);
+        assert_eq!((term.x, term.d_logp), (k3.term(-0.5, -1.7).x, k2.term(-0.5, -1.7).d_logp));
+    }
+
+    #[test]
+    fn rewards_by_hand() {
+        // k1 = 1, (masked), -0.5; beta 0.2: costs 0.2, 0, -0.1.
+        let kl = KlReward { estimator: KlEstimator::K1 {}, beta: 0.2 };
+        let (logp, logp_ref, mask) = ([-1.0, -9.0, -2.0, -3.0], [-2.0, -1.0, -1.5, f64::NAN], [1.0, 0.0, 1.0, 0.0]);
+        assert!((kl.sequence(1.0, &logp, &logp_ref, &mask) - 0.9).abs() < 1e-15);
+        let tokens = kl.tokens(1.0, &logp, &logp_ref, &mask);
+        for (got, expected) in tokens.iter().zip([-0.2, 0.0, 1.1, 0.0]) {
+            assert!((got - expected).abs() < 1e-15, "{tokens:?}");
+        }
+        assert_eq!(kl.tokens(1.0, &logp, &logp_ref, &[0.0; 4]), [0.0; 4]);
+        assert_eq!(KlReward { beta: 0.0, ..kl }.check().len(), 1);
     }
 
     /// Over a whole distribution: E[k1] = E[k3] = KL, and E[k2's gradient] = KL's gradient.

@@ -19,13 +19,19 @@ impl Needs {
     pub const VALUE: Self = Self(1 << 3);
     /// Rewards of at least two rollouts of the same prompt.
     pub const GROUP: Self = Self(1 << 4);
+    /// Log-probs as sampled, besides `logp_old`: what a correction for stale or foreign samples compares.
+    pub const LOGP_GEN: Self = Self(1 << 8);
+    /// Share of a group's rollouts that were right.
+    pub const SUCCESS: Self = Self(1 << 9);
 
-    const NAMES: [(Self, &'static str); 5] = [
+    const NAMES: [(Self, &'static str); 7] = [
         (Self::LOGP_OLD, "logp_old"),
         (Self::LOGP_REF, "logp_ref"),
         (Self::ENTROPY, "entropy"),
         (Self::VALUE, "value"),
         (Self::GROUP, "group"),
+        (Self::LOGP_GEN, "logp_gen"),
+        (Self::SUCCESS, "success"),
     ];
 
     /// Both sets together.

@@ -4,8 +4,8 @@ mod support;
 
 use support::{Case, case, every_objective};
 use temper_algo::{
-    Advantage, Coupling, Error, KlEstimator, Needs, PolicyMetrics, PolicyObjective, Ratio, Schedule, SequenceMask,
-    Surrogate, TokenObjective, Weighting,
+    Advantage, Controller, Correction, Coupling, Error, KlEstimator, Needs, PolicyMetrics, PolicyObjective, Ratio,
+    Schedule, SequenceMask, Surrogate, TokenObjective, Weighting,
 };
 
 const STEP: f64 = 1e-6;
@@ -22,7 +22,9 @@ fn slope(c: &Case, objective: &PolicyObjective, change: impl Fn(&mut Case, f64))
 
 #[test]
 fn derivatives_agree_with_finite_differences() {
-    for (i, objective) in every_objective().into_iter().enumerate() {
+    // Stopped gradients are differentiated in tests/reference.rs, where they can be held.
+    let plain = every_objective().into_iter().filter(|o| !support::stops_gradients(o));
+    for (i, objective) in plain.enumerate() {
         let c = case(i as u64, 0.6);
         let terms = objective.token_terms(&c.rows()).unwrap();
         for row in 0..c.logp.len() {
@@ -41,24 +43,30 @@ fn derivatives_agree_with_finite_differences() {
 
 #[test]
 fn on_policy_the_gradient_is_reinforce() {
-    for objective in every_objective() {
-        let objective = PolicyObjective { kl: None, entropy: None, ..objective };
+    for objective in support::every_pair().into_iter().filter(|o| support::is_policy_gradient(&o.surrogate)) {
         let mut c = case(3, 0.0);
         c.logp_old = c.logp.clone();
-        if objective.ratio == (Ratio::Sequence {}) {
+        if objective.ratio.coupling() == Coupling::Sequence {
             c.spread_weights_evenly();
         }
+        // The whole sequence's ratio, with its gradient, enters the term of each of its tokens.
+        let product = objective.ratio == (Ratio::Product {});
+        let held =
+            matches!(objective.surrogate, Surrogate::Cispo { .. } | Surrogate::Vespo { .. } | Surrogate::Topr { .. });
+        let counts = [2.0, 0.0, 4.0, 0.0, 4.0];
         for rows in [c.rows(), temper_algo::Rows { logp_old: None, ..c.rows() }] {
             let terms = objective.token_terms(&rows).unwrap();
             assert_eq!(terms.metrics.ratio_max, 1.0);
+            let sequence = |row: usize| [0, 0, 0, 2, 2, 2, 2, 2, 3, 3, 4, 4, 4, 4][row];
             for row in 0..c.logp.len() {
-                let expected = -c.adv[row] * c.weight[row];
+                let times = if product && !held { counts[sequence(row)] } else { 1.0 };
+                let expected = -c.adv[row] * c.weight[row] * times;
                 assert!(
-                    (terms.d_logp[row] - expected).abs() <= 1e-16,
+                    (terms.d_logp[row] - expected).abs() <= 1e-15,
                     "{objective:?}: {} {expected}",
                     terms.d_logp[row]
                 );
-                let exact = objective.coupling() == Coupling::Token;
+                let exact = objective.ratio == Ratio::default();
                 assert!(!exact || terms.d_logp[row] == expected, "{objective:?} is not exact");
             }
         }
@@ -73,6 +81,7 @@ fn extremes_stay_finite() {
                 let mut c = case(1, 0.1);
                 c.logp.fill(logp);
                 c.logp_old.fill(old);
+                c.logp_gen.fill(old.midpoint(logp));
                 c.logp_ref.fill(old);
                 c.adv.fill(adv);
                 let terms = objective.token_terms(&c.rows()).unwrap();
@@ -92,14 +101,8 @@ fn masked_tokens_contribute_exactly_nothing() {
         let terms = objective.token_terms(&c.rows()).unwrap();
         let mut poisoned = c.clone();
         for row in (0..c.logp.len()).filter(|row| c.weight[*row] == 0.0) {
-            for values in [
-                &mut poisoned.logp,
-                &mut poisoned.logp_old,
-                &mut poisoned.logp_ref,
-                &mut poisoned.adv,
-                &mut poisoned.entropy,
-            ] {
-                values[row] = f64::NAN;
+            for values in poisoned.arrays().into_iter().take(7) {
+                values[row] = f64::NAN; // all but the weights
             }
             assert_eq!(terms.d_logp[row], 0.0);
         }
@@ -108,13 +111,25 @@ fn masked_tokens_contribute_exactly_nothing() {
     }
 }
 
+/// Where a step may be cut: between sequences, between groups, or nowhere.
+fn cuts(objective: &PolicyObjective) -> &'static [usize] {
+    match objective.coupling() {
+        Coupling::Token | Coupling::Sequence => &[0, 1, 2, 3, 4, 5],
+        Coupling::Group => &[0, 2, 5],
+        Coupling::Step => &[0, 5],
+    }
+}
+
 #[test]
 fn any_split_into_micro_batches_gives_the_same_step() {
     for objective in every_objective() {
         let c = case(7, 0.4);
         let whole = objective.token_terms(&c.rows()).unwrap();
-        for cut in 0..=c.sequences.len() {
-            let (left, right) = c.split(cut);
+        for cut in cuts(&objective) {
+            let (mut left, mut right) = c.split(*cut);
+            if *cut == 0 || *cut == 5 {
+                (left.groups, right.groups) = if *cut == 0 { (vec![], vec![2, 3]) } else { (vec![2, 3], vec![]) };
+            }
             let parts = [left, right].map(|part| objective.token_terms(&part.rows()).unwrap());
             assert!((parts[0].loss + parts[1].loss - whole.loss).abs() < 1e-14);
             assert_eq!([parts[0].d_logp.as_slice(), &parts[1].d_logp].concat(), whole.d_logp);
@@ -123,6 +138,23 @@ fn any_split_into_micro_batches_gives_the_same_step() {
                 assert!((a - b).abs() < 1e-13, "{name}");
             }
         }
+    }
+}
+
+#[test]
+fn a_step_coupled_objective_does_not_survive_a_cut() {
+    let differs = |o: &PolicyObjective| {
+        (0..8).any(|seed| {
+            let c = case(seed, 0.4);
+            let (left, right) = c.split(2);
+            let parts = [left, right].map(|part| o.token_terms(&part.rows()).unwrap().loss);
+            (parts[0] + parts[1] - o.token_terms(&c.rows()).unwrap().loss).abs() > 1e-9
+        })
+    };
+    // A correction may leave so little of the loss that the choice shows in none of the seeds.
+    let ranks = |o: &&PolicyObjective| o.coupling() == Coupling::Step && o.correction.is_none();
+    for objective in every_objective().iter().filter(ranks) {
+        assert!(differs(objective), "{objective:?} says `step`, but a cut changes nothing");
     }
 }
 
@@ -145,7 +177,7 @@ fn the_order_of_sequences_changes_nothing() {
         let whole = objective.token_terms(&c.rows()).unwrap();
         let (left, right) = c.split(2);
         let swapped = objective.token_terms(&right.join(&left).rows()).unwrap();
-        assert!((swapped.loss - whole.loss).abs() < 1e-14);
+        assert!((swapped.loss - whole.loss).abs() < 1e-13);
         assert_eq!([&swapped.d_logp[right.logp.len()..], &swapped.d_logp[..right.logp.len()]].concat(), whole.d_logp);
     }
 }
@@ -154,17 +186,18 @@ fn the_order_of_sequences_changes_nothing() {
 fn missing_and_broken_inputs_are_named() {
     for objective in every_objective() {
         let c = case(2, 0.2);
-        for (need, name) in [(Needs::LOGP_REF, "logp_ref"), (Needs::ENTROPY, "entropy")] {
-            let rows = temper_algo::Rows { logp_ref: None, entropy: None, ..c.rows() };
-            let rows = if name == "entropy" { temper_algo::Rows { logp_ref: Some(&c.logp_ref), ..rows } } else { rows };
+        for name in objective.needs().names() {
+            let rows = match name {
+                "logp_ref" => temper_algo::Rows { logp_ref: None, ..c.rows() },
+                "logp_gen" => temper_algo::Rows { logp_gen: None, ..c.rows() },
+                "entropy" => temper_algo::Rows { entropy: None, ..c.rows() },
+                "success" => temper_algo::Rows { success: None, ..c.rows() },
+                _ => continue, // `logp_old` may be absent, `group` is of the rewards
+            };
             let got = objective.token_terms(&rows);
-            if objective.needs().contains(need) && (name == "entropy" || got.is_err()) {
-                assert!(
-                    matches!(got, Err(Error::Missing { name: found, .. }) if found == name),
-                    "{objective:?}: {got:?}"
-                );
-            }
+            assert!(matches!(got, Err(Error::Missing { name: found, .. }) if found == name), "{objective:?}: {got:?}");
         }
+        assert!(!objective.needs().contains(Needs::VALUE));
         let short = temper_algo::Rows { adv: &c.adv[1..], ..c.rows() };
         assert!(matches!(objective.token_terms(&short), Err(Error::Length { name: "adv", .. })));
         let mut nan = c.clone();
@@ -173,7 +206,7 @@ fn missing_and_broken_inputs_are_named() {
         assert!(
             matches!(objective.token_terms(&nan.rows()), Err(Error::NotFinite { name: "logp", row: r, .. }) if r == row)
         );
-        if objective.coupling() > Coupling::Token {
+        if objective.ratio.coupling() > Coupling::Token {
             let uncovered = temper_algo::Rows { sequences: &[1], ..c.rows() };
             assert!(matches!(objective.token_terms(&uncovered), Err(Error::Length { name: "sequences", .. })));
         }
@@ -184,7 +217,8 @@ fn missing_and_broken_inputs_are_named() {
 fn empty_input_is_nothing() {
     for objective in every_objective() {
         let none: &[f64] = &[];
-        let rows = temper_algo::Rows { logp_ref: Some(none), entropy: Some(none), ..temper_algo::Rows::default() };
+        let rows = temper_algo::Rows { logp_ref: Some(none), entropy: Some(none), ..temper_algo::Rows::EMPTY };
+        let rows = temper_algo::Rows { logp_gen: Some(none), success: Some(none), ..rows };
         let terms = objective.token_terms(&rows).unwrap();
         assert_eq!((terms.loss, terms.metrics), (0.0, PolicyMetrics::default()));
         assert!(terms.metrics.entries().iter().all(|(_, v)| *v == 0.0));
@@ -263,6 +297,8 @@ fn serde_round_trips_and_refuses_unknown_keys() {
     support::every_ratio().iter().for_each(round_trip::<Ratio>);
     support::every_surrogate().iter().for_each(round_trip::<Surrogate>);
     support::every_kl().iter().for_each(round_trip::<KlEstimator>);
+    support::every_correction().iter().for_each(round_trip::<Correction>);
+    support::every_controller().iter().for_each(round_trip::<Controller>);
     support::every_token_objective().iter().for_each(round_trip::<TokenObjective>);
     support::every_weighting().iter().for_each(round_trip::<Weighting>);
     support::every_schedule().iter().for_each(round_trip::<Schedule>);
@@ -280,7 +316,7 @@ fn recipes_read_as_people_write_them() {
         clip_high = 0.28
     "#;
     let objective: PolicyObjective = toml::from_str(text).unwrap();
-    assert_eq!(objective.surrogate, Surrogate::Clip { clip_low: 0.2, clip_high: 0.28 });
+    assert_eq!(objective.surrogate, Surrogate::Clip { clip_low: 0.2, clip_high: 0.28, delta: None });
     assert_eq!(objective.kl.unwrap().estimator, KlEstimator::K3 {});
     assert_eq!(objective.needs().names().collect::<Vec<_>>(), ["logp_old", "logp_ref", "group"]);
     assert!(objective.check(8).is_empty());
@@ -302,6 +338,90 @@ fn illegal_settings_are_reported_together() {
     assert_eq!(fields, ["advantage.eps", "weighting.tokens", "ratio", "advantage", "kl.beta", "entropy.coef"]);
     assert!(problems.iter().all(|p| !p.hint.is_empty()));
     assert_eq!(problems[0].clone().within("stage.grpo").field, "stage.grpo.advantage.eps");
+}
+
+#[test]
+fn illegal_combinations_are_reported() {
+    let cases = [
+        (r#"{ "surrogate": { "kind": "dppo_tv" }, "ratio": { "kind": "sequence" } }"#, "ratio"),
+        (r#"{ "surrogate": { "kind": "vespo" } }"#, "ratio"),
+        (r#"{ "ratio": { "kind": "geometric_mean" } }"#, "ratio"),
+        (r#"{ "kl": { "estimator": { "kind": "k1" }, "beta": 0.1 } }"#, "kl.estimator"),
+        (r#"{ "surrogate": { "kind": "none" } }"#, "surrogate"),
+        (r#"{ "surrogate": { "kind": "nll" }, "advantage": { "kind": "group_mean" } }"#, "advantage"),
+        (r#"{ "surrogate": { "kind": "clip", "delta": 1.1 } }"#, "surrogate.delta"),
+        (r#"{ "correction": { "kind": "mask", "high": 0.5 } }"#, "correction.high"),
+        (r#"{ "top_entropy": { "share": 1 } }"#, "top_entropy.share"),
+        (r#"{ "surrogate": { "kind": "gvpo" }, "top_entropy": {} }"#, "top_entropy"),
+        (r#"{ "surrogate": { "kind": "gvpo" }, "correction": { "kind": "truncate" } }"#, "correction"),
+        (r#"{ "off_policy_mask": { "threshold": 0 } }"#, "off_policy_mask.threshold"),
+    ];
+    for (text, field) in cases {
+        let problems = serde_json::from_str::<PolicyObjective>(text).unwrap().check(8);
+        let fields: Vec<&str> = problems.iter().map(|p| p.field.as_str()).collect();
+        assert_eq!(fields, [field], "{text}: {problems:?}");
+        assert!(!problems[0].hint.is_empty() && !problems[0].message.is_empty());
+    }
+}
+
+#[test]
+fn options_change_the_result() {
+    let loss = |text: &str| {
+        let objective: PolicyObjective = serde_json::from_str(text).expect(text);
+        let terms = (0..20).map(|seed| objective.token_terms(&case(seed, 1.5).rows()).unwrap());
+        terms.fold(0.0, |sum, t| {
+            sum + t.loss + t.d_logp.iter().enumerate().map(|(i, d)| d * (i + 1) as f64).sum::<f64>()
+        })
+    };
+    let options = [
+        (r#""kind": "cispo""#, vec![r#""clip_low": 0.1"#, r#""clip_high": 0.1"#]),
+        (r#""kind": "clip""#, vec![r#""clip_low": 0.1"#, r#""clip_high": 0.1"#, r#""delta": 1.5"#]),
+        (r#""kind": "sapo""#, vec![r#""temperature_pos": 2"#, r#""temperature_neg": 2"#]),
+        (r#""kind": "vespo""#, vec![r#""k_pos": 1"#, r#""k_neg": 1"#, r#""lambda_pos": 1"#, r#""lambda_neg": 1"#]),
+        (r#""kind": "dppo_tv""#, vec![r#""clip_low": 0.01"#, r#""clip_high": 0.01"#, r#""cap": 1"#]),
+        (r#""kind": "dppo_kl""#, vec![r#""clip_low": 0.01"#, r#""clip_high": 0.01"#, r#""cap": 1"#]),
+        (
+            r#""kind": "clip_cov""#,
+            vec![
+                r#""clip_low": 0.1"#,
+                r#""clip_high": 0.1"#,
+                r#""share": 0.3"#,
+                r#""cov_low": -9"#,
+                r#""cov_high": 1.1"#,
+            ],
+        ),
+        (r#""kind": "kl_cov""#, vec![r#""share": 0.3"#, r#""coef": 0.3"#]),
+        (r#""kind": "nft""#, vec![r#""eps": 0.2"#]),
+        (r#""kind": "topr""#, vec![r#""cap": 1.3"#]),
+        (r#""kind": "reward_weighted""#, vec![r#""temperature": 0.5"#, r#""cap": 2"#]),
+        (r#""kind": "gvpo""#, vec![r#""beta": 0.5"#]),
+    ];
+    for (kind, options) in options {
+        let plain = loss(&format!(r#"{{ "surrogate": {{ {kind} }} }}"#));
+        for option in options {
+            assert_ne!(plain, loss(&format!(r#"{{ "surrogate": {{ {kind}, {option} }} }}"#)), "{kind} {option}");
+        }
+    }
+    let plain = loss("{}");
+    for text in [
+        r#"{ "correction": { "kind": "truncate" } }"#,
+        r#"{ "correction": { "kind": "truncate", "high": 1.5 } }"#,
+        r#"{ "correction": { "kind": "truncate", "low": 0.5 } }"#,
+        r#"{ "correction": { "kind": "truncate", "level": "sequence" } }"#,
+        r#"{ "correction": { "kind": "mask" } }"#,
+        r#"{ "top_entropy": {} }"#,
+        r#"{ "top_entropy": { "share": 0.5 } }"#,
+        r#"{ "off_policy_mask": { "threshold": 0.01 } }"#,
+        r#"{ "kl": { "beta": 0.1 } }"#,
+        r#"{ "kl": { "beta": 0.1, "importance": true } }"#,
+        r#"{ "ratio": { "kind": "sequence" } }"#,
+        r#"{ "ratio": { "kind": "sequence_token" } }"#,
+        r#"{ "ratio": { "kind": "product" } }"#,
+        r#"{ "ratio": { "kind": "geometric_mean", "clip_low": 0.1 } }"#,
+        r#"{ "ratio": { "kind": "geometric_mean", "clip_high": 0.1 } }"#,
+    ] {
+        assert_ne!(plain, loss(text), "{text}");
+    }
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 use temper_algo::{
-    Advantage, KlEstimator, KlPenalty, PolicyObjective, Ratio, Rows, Schedule, SequenceMask, Surrogate, Weighting,
+    Advantage, Correction, EntropyBonus, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective, Ratio, Rows,
+    Schedule, SequenceMask, Surrogate, TopEntropy, Weighting,
 };
 
 #[derive(Deserialize)]
@@ -28,20 +29,73 @@ struct Case {
     loss: f64,
     d_logp: Vec<Vec<f64>>,
     metrics: std::collections::BTreeMap<String, f64>,
+    delta: Option<f64>,
+    #[serde(default)]
+    importance_kl: bool,
+    top_entropy: Option<f64>,
+    off_policy_mask: Option<f64>,
+    entropy_coef: Option<f64>,
+    mode: Option<String>,
+    mode_low: Option<f64>,
+    mode_high: Option<f64>,
+    entropy: Option<Vec<Vec<f64>>>,
+    logp_gen: Option<Vec<Vec<f64>>>,
+    d_entropy: Option<Vec<Vec<f64>>>,
+}
+
+/// TRL's `vllm_importance_sampling_mode`.
+fn correction(c: &Case) -> Option<Correction> {
+    let (low, high) = (c.mode_low, c.mode_high.unwrap_or(3.0));
+    Some(match c.mode.as_deref()? {
+        "token_truncate" => Correction::Truncate { level: Level::Token, low, high },
+        "token_mask" => Correction::Mask { level: Level::Token, low, high },
+        "sequence_truncate" => Correction::Truncate { level: Level::Sequence, low, high },
+        "sequence_mask" => Correction::Mask { level: Level::Sequence, low, high },
+        other => panic!("{other}"),
+    })
+}
+
+fn surrogate(c: &Case) -> Surrogate {
+    let (clip_low, clip_high) = (c.clip_low, c.clip_high);
+    match c.loss_type.as_str() {
+        "cispo" => Surrogate::Cispo { clip_low: 1.0, clip_high: clip_high - 1.0 },
+        "sapo" => Surrogate::Sapo { temperature_pos: 1.0, temperature_neg: 1.05 },
+        "vespo" => Surrogate::Vespo { k_pos: 2.0, lambda_pos: 3.0, k_neg: 3.0, lambda_neg: 2.0 },
+        "gmpo" => Surrogate::Importance {},
+        _ => Surrogate::Clip { clip_low, clip_high, delta: c.delta },
+    }
+}
+
+fn ratio(c: &Case) -> Ratio {
+    match (c.loss_type.as_str(), c.level.as_str()) {
+        ("vespo", _) => Ratio::Product {},
+        ("gmpo", _) => Ratio::GeometricMean { clip_low: c.clip_low, clip_high: c.clip_high },
+        (_, "token") => Ratio::Token {},
+        _ => Ratio::Sequence {},
+    }
 }
 
 fn objective(c: &Case) -> PolicyObjective {
     PolicyObjective {
         advantage: if c.scale_rewards { Advantage::default() } else { Advantage::GroupMean {} },
-        ratio: if c.level == "token" { Ratio::Token {} } else { Ratio::Sequence {} },
-        surrogate: Surrogate::Clip { clip_low: c.clip_low, clip_high: c.clip_high },
-        kl: (c.beta > 0.0).then_some(KlPenalty { estimator: KlEstimator::K3 {}, beta: c.beta }),
-        entropy: None,
+        ratio: ratio(c),
+        surrogate: surrogate(c),
+        correction: correction(c),
+        top_entropy: c.top_entropy.map(|share| TopEntropy { share }),
+        off_policy_mask: c.off_policy_mask.map(|threshold| OffPolicyMask { threshold }),
+        kl: (c.beta > 0.0).then_some(KlPenalty {
+            estimator: KlEstimator::K3 {},
+            beta: c.beta,
+            importance: c.importance_kl,
+        }),
+        entropy: c.entropy_coef.map(|coef| EntropyBonus { coef }),
         weighting: match c.loss_type.as_str() {
-            "grpo" => Weighting::Sequence {},
+            "grpo" | "sapo" | "gmpo" => Weighting::Sequence {},
             "dr_grpo" => Weighting::Constant { tokens: c.max_tokens },
             // bnpo averages over the tokens of a micro-batch, dapo over those of the step; with one micro-batch they agree.
-            "bnpo" | "dapo" => Weighting::Token {},
+            "bnpo" | "dapo" | "cispo" | "vespo" => Weighting::Token {},
+            // A sequence's sum, averaged over sequences.
+            "luspo" => Weighting::Constant { tokens: 1 },
             other => panic!("{other}"),
         },
     }
@@ -54,9 +108,10 @@ fn close(got: f64, expected: f64) -> bool {
 #[test]
 fn losses_gradients_and_metrics_agree_with_trl() {
     let file: File<Case> = serde_json::from_str(include_str!("../../../tests/golden/algo/grpo_loss.json")).unwrap();
-    assert_eq!(file.cases.len(), 11);
+    assert_eq!(file.cases.len(), 48);
     for (i, c) in file.cases.iter().enumerate() {
         let objective = objective(c);
+        assert!(objective.check(4).is_empty(), "case {i}: {:?}", objective.check(4));
         let adv: Vec<f64> = c.rewards.iter().flat_map(|group| objective.advantage.advantages(group)).collect();
         // Groups of equal rewards are exact zeros here and rounding noise over eps (up to 1e-12) there.
         assert!(adv.iter().zip(c.adv.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-11), "case {i}: {adv:?}");
@@ -66,24 +121,32 @@ fn losses_gradients_and_metrics_agree_with_trl() {
         let sequences: Vec<usize> = c.mask.iter().map(Vec::len).collect();
         let adv: Vec<f64> = adv.iter().zip(&sequences).flat_map(|(a, n)| vec![*a; *n]).collect();
         let (logp, old, reference) = (c.logp.concat(), c.logp_old.concat(), c.logp_ref.concat());
+        let (entropy, logp_gen) = (c.entropy.as_ref().map(|e| e.concat()), c.logp_gen.as_ref().map(|l| l.concat()));
         let rows = Rows {
             logp: &logp,
             logp_old: Some(&old),
             logp_ref: Some(&reference),
-            entropy: None,
+            logp_gen: logp_gen.as_deref(),
+            entropy: entropy.as_deref(),
             adv: &adv,
             weight: &weight,
             sequences: &sequences,
+            ..Rows::EMPTY
         };
         let terms = objective.token_terms(&rows).unwrap();
         assert!(close(terms.loss, c.loss), "case {i} {}: loss {} {}", c.loss_type, terms.loss, c.loss);
         for (row, (got, expected)) in terms.d_logp.iter().zip(c.d_logp.iter().flatten()).enumerate() {
             assert!(close(*got, *expected), "case {i} {}: row {row}: {got} {expected}", c.loss_type);
         }
+        if let Some(expected) = &c.d_entropy {
+            let got = terms.d_entropy.as_ref().unwrap();
+            assert!(got.iter().zip(expected.iter().flatten()).all(|(a, b)| close(*a, *b)), "case {i}: entropy");
+        }
         let entries: std::collections::BTreeMap<_, _> = terms.metrics.entries().into_iter().collect();
         // TRL counts sequences at the sequence level and also empty ones; we count tokens throughout.
-        let token_level = c.level == "token";
-        for (name, expected) in c.metrics.iter().filter(|(name, _)| token_level || *name == "kl") {
+        let token_level = c.level == "token" && c.loss_type != "cispo";
+        for (name, expected) in c.metrics.iter().filter(|(name, _)| token_level || *name == "kl" || *name == "entropy")
+        {
             assert!(
                 (entries[name.as_str()] - expected).abs() < 1e-6,
                 "case {i}: {name} {} {expected}",

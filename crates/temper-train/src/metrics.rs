@@ -1,7 +1,7 @@
 //! The metrics that a run logs, each defined here and nowhere else.
 //!
 //! Names are the ones people know from TRL where the meaning is the same. What an objective itself measures (`kl`,
-//! `clip_ratio/*`, `ratio/*`, `policy_loss`) is defined by [`temper_algo::PolicyMetrics::entries`].
+//! `clip_ratio/*`, `ratio/*`, `policy_loss`, `selected`) is defined by [`temper_algo::PolicyMetrics::entries`].
 
 use serde::{Serialize, Serializer};
 

@@ -182,8 +182,10 @@ struct Micro {
     logp_old: Vec<f64>,
     logp_ref: Option<Vec<f64>>,
     adv: Vec<f64>,
+    success: Vec<f64>,
     weight: Vec<f64>,
     sequences: Vec<usize>,
+    groups: Vec<usize>,
 }
 
 impl Micro {
@@ -194,8 +196,10 @@ impl Micro {
             logp_old: rollouts().flat_map(|(r, _)| r.logp_gen.iter().map(|&x| f64::from(x))).collect(),
             logp_ref: logp_ref.map(<[std::vec::Vec<f64>]>::concat),
             adv: rollouts().flat_map(|(r, &adv)| std::iter::repeat_n(adv, r.tokens.len())).collect(),
+            success: groups.iter().flat_map(|g| std::iter::repeat_n(g.success(), g.scored())).collect(),
             weight: weights.concat(),
             sequences: rollouts().map(|(r, _)| r.tokens.len()).collect(),
+            groups: groups.iter().map(|g| g.rollouts.len()).collect(),
         })
     }
 
@@ -265,9 +269,12 @@ impl Micro {
             logp_old: Some(&self.logp_old[at.clone()]),
             logp_ref: self.logp_ref.as_ref().map(|l| &l[at.clone()]),
             entropy: entropy.as_deref(),
+            success: Some(&self.success[at.clone()]),
             adv: &self.adv[at.clone()],
             weight: &self.weight[at],
             sequences: if whole { &self.sequences } else { &[] },
+            groups: if whole { &self.groups } else { &[] },
+            ..Rows::EMPTY
         })
     }
 }
@@ -350,7 +357,7 @@ fn reward_metrics(stage: &OnlineStage, groups: &[Group], metrics: &mut Metrics) 
 fn remember(ctx: &mut Context, step: usize, groups: &[Group]) {
     for group in groups {
         let id = &group.task.id;
-        let passes = group.rollouts.iter().filter(|r| r.reward() > 0.0).count();
+        let passes = group.passes();
         ctx.state.history.saw(id, step as u64 + 1);
         ctx.state.history.graded(id, passes as u64, group.rollouts.len() as u64);
         group.adv.iter().for_each(|&adv| ctx.state.history.advantage(id, adv));

@@ -75,6 +75,14 @@ impl Group {
     pub fn rewards(&self) -> Vec<f64> {
         self.rollouts.iter().map(Rollout::reward).collect()
     }
+    /// Completions that earned a reward above 0.
+    pub fn passes(&self) -> usize {
+        self.rollouts.iter().filter(|r| r.reward() > 0.0).count()
+    }
+    /// Their share.
+    pub fn success(&self) -> f64 {
+        self.passes() as f64 / self.rollouts.len().max(1) as f64
+    }
     /// Sampled tokens.
     pub fn scored(&self) -> usize {
         self.rollouts.iter().map(|r| r.tokens.len()).sum()

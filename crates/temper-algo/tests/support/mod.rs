@@ -1,12 +1,12 @@
 //! Lists of every variant, and random ragged steps.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::match_same_arms)]
 
 use std::ops::Range;
 
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
-    Advantage, EntropyBonus, KlEstimator, KlPenalty, PolicyObjective, Ratio, Rows, Schedule, Surrogate, TokenObjective,
-    Weighting,
+    Advantage, Controller, Correction, EntropyBonus, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective,
+    Ratio, Rows, Schedule, Surrogate, TokenObjective, TopEntropy, Weighting,
 };
 
 pub fn every_advantage() -> Vec<Advantage> {
@@ -20,30 +20,118 @@ pub fn every_advantage() -> Vec<Advantage> {
 }
 
 pub fn every_ratio() -> Vec<Ratio> {
-    let list = vec![Ratio::Token {}, Ratio::Sequence {}];
+    let list = vec![
+        Ratio::Token {},
+        Ratio::Sequence {},
+        Ratio::SequenceToken {},
+        Ratio::Product {},
+        Ratio::GeometricMean { clip_low: 0.3, clip_high: 0.25 },
+    ];
     for item in &list {
         match item {
-            Ratio::Token {} | Ratio::Sequence {} => {}
+            Ratio::Token {} | Ratio::Sequence {} | Ratio::SequenceToken {} | Ratio::Product {} => {}
+            Ratio::GeometricMean { .. } => {}
         }
     }
     list
 }
 
 pub fn every_surrogate() -> Vec<Surrogate> {
-    let list = vec![Surrogate::Reinforce {}, Surrogate::Clip { clip_low: 0.2, clip_high: 0.28 }];
+    let (clip_low, clip_high) = (0.2, 0.28);
+    let list = vec![
+        Surrogate::Reinforce {},
+        Surrogate::Importance {},
+        Surrogate::Clip { clip_low, clip_high, delta: None },
+        Surrogate::Clip { clip_low, clip_high, delta: Some(1.5) },
+        Surrogate::Cispo { clip_low: 0.3, clip_high: 0.4 },
+        Surrogate::Sapo { temperature_pos: 1.0, temperature_neg: 1.3 },
+        Surrogate::Vespo { k_pos: 2.0, lambda_pos: 3.0, k_neg: 3.0, lambda_neg: 2.0 },
+        Surrogate::DppoTv { clip_low: 0.05, clip_high: 0.04, cap: 1.6 },
+        Surrogate::DppoKl { clip_low: 0.01, clip_high: 0.02, cap: 1.6 },
+        Surrogate::ClipCov { clip_low, clip_high, share: 0.3, cov_low: -0.2, cov_high: 1.5 },
+        Surrogate::KlCov { share: 0.3, coef: 0.7 },
+        Surrogate::Nft { eps: 0.6 },
+        Surrogate::Topr { cap: 1.0 },
+        Surrogate::Raft {},
+        Surrogate::RewardWeighted { temperature: 0.8, cap: 5.0 },
+        Surrogate::Nll {},
+        Surrogate::Gvpo { beta: 0.6 },
+        Surrogate::None {},
+    ];
     for item in &list {
         match item {
-            Surrogate::Reinforce {} | Surrogate::Clip { .. } => {}
+            Surrogate::Reinforce {} | Surrogate::Importance {} | Surrogate::Clip { .. } | Surrogate::Cispo { .. } => {}
+            Surrogate::Sapo { .. } | Surrogate::Vespo { .. } | Surrogate::DppoTv { .. } | Surrogate::DppoKl { .. } => {}
+            Surrogate::ClipCov { .. } | Surrogate::KlCov { .. } | Surrogate::Nft { .. } | Surrogate::Topr { .. } => {}
+            Surrogate::Raft {} | Surrogate::RewardWeighted { .. } | Surrogate::Nll {} | Surrogate::Gvpo { .. } => {}
+            Surrogate::None {} => {}
         }
     }
     list
 }
 
+/// Whether the gradient of the surrogate, on policy, is the advantage's, token by token.
+pub fn is_policy_gradient(surrogate: &Surrogate) -> bool {
+    match surrogate {
+        Surrogate::Reinforce {} | Surrogate::Importance {} | Surrogate::Clip { .. } | Surrogate::Cispo { .. } => true,
+        Surrogate::Sapo { .. } | Surrogate::Vespo { .. } | Surrogate::DppoTv { .. } | Surrogate::DppoKl { .. } => true,
+        Surrogate::KlCov { .. } | Surrogate::Nft { .. } | Surrogate::Topr { .. } => true,
+        Surrogate::ClipCov { .. } | Surrogate::Raft {} | Surrogate::RewardWeighted { .. } => false,
+        Surrogate::Nll {} | Surrogate::Gvpo { .. } | Surrogate::None {} => false,
+    }
+}
+
+/// Whether a stopped gradient makes the derivative another than that of the value.
+pub fn stops_gradients(o: &PolicyObjective) -> bool {
+    let surrogate = match o.surrogate {
+        Surrogate::Cispo { .. } | Surrogate::Vespo { .. } | Surrogate::DppoTv { .. } | Surrogate::DppoKl { .. } => true,
+        Surrogate::Topr { .. } | Surrogate::Nft { .. } => true,
+        Surrogate::ClipCov { .. } | Surrogate::KlCov { .. } => true, // the choice is held
+        Surrogate::Reinforce {} | Surrogate::Importance {} | Surrogate::Clip { .. } | Surrogate::Sapo { .. } => false,
+        Surrogate::Raft {} | Surrogate::RewardWeighted { .. } | Surrogate::Nll {} => false,
+        Surrogate::Gvpo { .. } | Surrogate::None {} => false,
+    };
+    let ratio = o.ratio == (Ratio::SequenceToken {});
+    surrogate || ratio || o.kl.is_some_and(|kl| kl.estimator == (KlEstimator::K3Plus {}))
+}
+
 pub fn every_kl() -> Vec<KlEstimator> {
-    let list = vec![KlEstimator::K1 {}, KlEstimator::K2 {}, KlEstimator::K3 {}];
+    let list = vec![KlEstimator::K1 {}, KlEstimator::K2 {}, KlEstimator::K3 {}, KlEstimator::K3Plus {}];
     for item in &list {
         match item {
-            KlEstimator::K1 {} | KlEstimator::K2 {} | KlEstimator::K3 {} => {}
+            KlEstimator::K1 {} | KlEstimator::K2 {} | KlEstimator::K3 {} | KlEstimator::K3Plus {} => {}
+        }
+    }
+    list
+}
+
+pub fn every_correction() -> Vec<Correction> {
+    let mut list = vec![];
+    for level in [Level::Token, Level::Sequence] {
+        list.push(Correction::Truncate { level, low: None, high: 1.2 });
+        list.push(Correction::Truncate { level, low: Some(0.8), high: 1.3 });
+        list.push(Correction::Mask { level, low: Some(0.7), high: 1.4 });
+    }
+    for item in &list {
+        match item {
+            Correction::Truncate { .. } | Correction::Mask { .. } => {}
+        }
+    }
+    list
+}
+
+pub fn every_controller() -> Vec<Controller> {
+    let list = vec![
+        Controller::Fixed {},
+        Controller::Proportional { target: 0.1, horizon: 1000.0, limit: 0.2 },
+        Controller::Doubling { target: 0.1, band: 1.5, factor: 2.0 },
+        Controller::Stepwise { target: 0.3, delta: 0.01, low: 0.0, high: 1.0 },
+        Controller::Scheduled { schedule: Schedule::default() },
+    ];
+    for item in &list {
+        match item {
+            Controller::Fixed {} | Controller::Proportional { .. } | Controller::Doubling { .. } => {}
+            Controller::Stepwise { .. } | Controller::Scheduled { .. } => {}
         }
     }
     list
@@ -84,95 +172,148 @@ pub fn every_schedule() -> Vec<Schedule> {
     list
 }
 
-/// Every combination of ratio, surrogate, KL and entropy bonus.
+/// Every legal pair of ratio and surrogate, each without and with a KL and an entropy term; every KL, correction and selection
+/// on the surrogates that they may meet in different ways.
 pub fn every_objective() -> Vec<PolicyObjective> {
-    let kls = || {
-        std::iter::once(None).chain(every_kl().into_iter().map(|estimator| Some(KlPenalty { estimator, beta: 0.3 })))
-    };
     let mut list = vec![];
-    for ratio in every_ratio() {
-        for surrogate in every_surrogate() {
-            for kl in kls() {
-                for entropy in [None, Some(EntropyBonus { coef: 0.05 })] {
-                    list.push(PolicyObjective { ratio, surrogate, kl, entropy, ..PolicyObjective::default() });
-                }
+    let entropy = Some(EntropyBonus { coef: 0.05 });
+    let kl = |estimator, importance| Some(KlPenalty { estimator, beta: 0.3, importance });
+    for base in every_pair() {
+        list.push(base.clone());
+        list.push(PolicyObjective { kl: kl(KlEstimator::K3 {}, false), entropy, ..base });
+    }
+    for base in some_pairs() {
+        for estimator in every_kl() {
+            list.push(PolicyObjective { kl: kl(estimator, false), ..base.clone() });
+            list.push(PolicyObjective { kl: kl(estimator, true), ..base.clone() });
+        }
+        let (top_entropy, off_policy_mask) =
+            (Some(TopEntropy { share: 0.45 }), Some(OffPolicyMask { threshold: 0.05 }));
+        list.push(PolicyObjective { top_entropy, ..base.clone() });
+        list.push(PolicyObjective { off_policy_mask, kl: kl(KlEstimator::K3 {}, false), ..base.clone() });
+        for correction in every_correction() {
+            let absorbs = matches!(base.surrogate, Surrogate::Vespo { .. });
+            if !(absorbs && correction.level() == Level::Sequence) {
+                list.push(PolicyObjective { correction: Some(correction), entropy, ..base.clone() });
             }
         }
+        let correction = Some(Correction::Mask { level: Level::Token, low: Some(0.7), high: 1.4 });
+        list.push(PolicyObjective { correction, off_policy_mask, top_entropy, entropy, ..base });
     }
     list
 }
 
-/// A ragged step with masked tokens, a fully masked and an empty sequence.
+/// Every legal pair of ratio and surrogate.
+pub fn every_pair() -> Vec<PolicyObjective> {
+    let mut list = vec![];
+    for ratio in every_ratio() {
+        for surrogate in every_surrogate() {
+            let entropy = Some(EntropyBonus { coef: 0.05 }).filter(|_| surrogate == Surrogate::None {});
+            list.push(PolicyObjective { ratio, surrogate, entropy, ..PolicyObjective::default() });
+        }
+    }
+    list.retain(|objective| objective.check(8).is_empty());
+    list
+}
+
+/// The pairs that corrections, selections and KL penalties may meet in different ways.
+fn some_pairs() -> Vec<PolicyObjective> {
+    let wanted = |o: &PolicyObjective| match o.surrogate {
+        Surrogate::Reinforce {} | Surrogate::Clip { delta: None, .. } | Surrogate::Vespo { .. } => true,
+        Surrogate::ClipCov { .. } | Surrogate::Topr { .. } => o.ratio == (Ratio::Token {}),
+        _ => false,
+    };
+    every_pair().into_iter().filter(wanted).collect()
+}
+
+/// A ragged step with masked tokens, a fully masked and an empty sequence, in groups of two and three.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub logp: Vec<f64>,
     pub logp_old: Vec<f64>,
+    pub logp_gen: Vec<f64>,
     pub logp_ref: Vec<f64>,
     pub entropy: Vec<f64>,
+    pub success: Vec<f64>,
     pub adv: Vec<f64>,
     pub weight: Vec<f64>,
     pub sequences: Vec<usize>,
+    pub groups: Vec<usize>,
 }
 
-/// Random numbers; old and reference log-probs differ from the present ones by up to `spread`.
+/// Random numbers; old, sampled and reference log-probs differ from the present ones by up to `spread`.
 pub fn case(seed: u64, spread: f64) -> Case {
     let mut rng = SplitMix64::new(seed);
     let sequences = vec![3, 0, 5, 2, 4];
     let rows: usize = sequences.iter().sum();
     let mut draw = |low: f64, high: f64| (0..rows).map(|_| low + (high - low) * rng.next_f64()).collect::<Vec<f64>>();
     let logp = draw(-4.0, -0.01);
-    let near = |noise: Vec<f64>| logp.iter().zip(noise).map(|(l, n)| l + spread * n).collect();
-    let (logp_old, logp_ref) = (near(draw(-1.0, 1.0)), near(draw(-1.0, 1.0)));
+    let near = |noise: Vec<f64>| logp.iter().zip(noise).map(|(l, n)| (l + spread * n).min(-1e-3)).collect();
+    let (logp_old, logp_gen, logp_ref) = (near(draw(-1.0, 1.0)), near(draw(-1.0, 1.0)), near(draw(-1.0, 1.0)));
     let mut weight = draw(0.1, 0.4);
     for masked in [1, 5, 8, 9] {
         weight[masked] = 0.0; // 8 and 9 are the whole fourth sequence
     }
-    Case { logp_old, logp_ref, entropy: draw(0.1, 2.0), adv: draw(-2.0, 2.0), weight, sequences, logp: logp.clone() }
+    let (entropy, adv, success) = (draw(0.1, 2.0), draw(-2.0, 2.0), draw(0.2, 0.8));
+    let groups = vec![2, 3];
+    Case { logp_old, logp_gen, logp_ref, entropy, success, adv, weight, sequences, groups, logp: logp.clone() }
 }
 
 impl Case {
     pub fn rows(&self) -> Rows<'_> {
-        Rows { sequences: &self.sequences, ..self.rows_at(0..self.logp.len()) }
+        Rows { sequences: &self.sequences, groups: &self.groups, ..self.rows_at(0..self.logp.len()) }
     }
 
     pub fn rows_at(&self, rows: Range<usize>) -> Rows<'_> {
         Rows {
             logp: &self.logp[rows.clone()],
             logp_old: Some(&self.logp_old[rows.clone()]),
+            logp_gen: Some(&self.logp_gen[rows.clone()]),
             logp_ref: Some(&self.logp_ref[rows.clone()]),
             entropy: Some(&self.entropy[rows.clone()]),
+            success: Some(&self.success[rows.clone()]),
             adv: &self.adv[rows.clone()],
             weight: &self.weight[rows],
             sequences: &[],
+            groups: &[],
         }
     }
 
-    /// Sequences before and from `cut`.
+    /// All arrays over tokens.
+    pub fn arrays(&mut self) -> [&mut Vec<f64>; 8] {
+        [
+            &mut self.logp,
+            &mut self.logp_old,
+            &mut self.logp_gen,
+            &mut self.logp_ref,
+            &mut self.entropy,
+            &mut self.success,
+            &mut self.adv,
+            &mut self.weight,
+        ]
+    }
+
+    /// Sequences before and from `cut`; the groups too where `cut` is the end of the first, else none.
     pub fn split(&self, cut: usize) -> (Self, Self) {
         let row: usize = self.sequences[..cut].iter().sum();
-        let part = |rows: Range<usize>, sequences: &[usize]| Self {
-            logp: self.logp[rows.clone()].to_vec(),
-            logp_old: self.logp_old[rows.clone()].to_vec(),
-            logp_ref: self.logp_ref[rows.clone()].to_vec(),
-            entropy: self.entropy[rows.clone()].to_vec(),
-            adv: self.adv[rows.clone()].to_vec(),
-            weight: self.weight[rows].to_vec(),
-            sequences: sequences.to_vec(),
-        };
-        (part(0..row, &self.sequences[..cut]), part(row..self.logp.len(), &self.sequences[cut..]))
+        let (mut left, mut right) = (self.clone(), self.clone());
+        left.arrays().into_iter().for_each(|array| array.truncate(row));
+        right.arrays().into_iter().for_each(|array| drop(array.drain(..row)));
+        left.sequences.truncate(cut);
+        right.sequences.drain(..cut);
+        let groups = |sequences: usize| self.groups.iter().copied().filter(|g| *g == sequences).collect();
+        (left.groups, right.groups) = (groups(cut), groups(self.sequences.len() - cut));
+        (left, right)
     }
 
     pub fn join(&self, other: &Self) -> Self {
-        let both = |a: &[f64], b: &[f64]| [a, b].concat();
-        Self {
-            logp: both(&self.logp, &other.logp),
-            logp_old: both(&self.logp_old, &other.logp_old),
-            logp_ref: both(&self.logp_ref, &other.logp_ref),
-            entropy: both(&self.entropy, &other.entropy),
-            adv: both(&self.adv, &other.adv),
-            weight: both(&self.weight, &other.weight),
-            sequences: [self.sequences.as_slice(), &other.sequences].concat(),
+        let (mut joined, mut other) = (self.clone(), other.clone());
+        for (left, right) in joined.arrays().into_iter().zip(other.arrays()) {
+            left.append(right);
         }
+        joined.sequences.append(&mut other.sequences);
+        joined.groups.append(&mut other.groups);
+        joined
     }
 
     /// Equal weights and advantages within each sequence, as sequence-level objectives have them.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use temper_algo::{KlEstimator, Needs, Schedule, Warmup, Weighting};
+use temper_algo::{Coupling, KlEstimator, Needs, Schedule, Warmup, Weighting};
 use temper_env::TaskSource;
 
 use super::{
@@ -418,6 +418,20 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
             at,
             "the `kl` term needs a reference model",
             "add `[model.reference]` with `policy_at = \"stage_start\"` or a `path`",
+        );
+    }
+    if s.objective.needs().contains(Needs::LOGP_GEN) {
+        found.error(
+            at,
+            "the `correction` compares log-probabilities as sampled with those before the update, and here they are the same numbers",
+            "remove `correction`: sampler and trainer agree bit for bit, and every step trains on its own samples",
+        );
+    }
+    if s.objective.coupling() == Coupling::Step {
+        found.error(
+            at,
+            "the objective chooses tokens over the whole optimiser step, and the loop sees one micro-batch at a time",
+            "use a surrogate that looks no further than a group, and no `top_entropy`",
         );
     }
     generation_problems(at, &s.sampling, found);
