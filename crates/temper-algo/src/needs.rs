@@ -19,13 +19,19 @@ impl Needs {
     pub const VALUE: Self = Self(1 << 3);
     /// Rewards of at least two rollouts of the same prompt.
     pub const GROUP: Self = Self(1 << 4);
+    /// The reward of a greedy rollout of every prompt.
+    pub const GREEDY: Self = Self(1 << 8);
+    /// Rewards of steps inside the rollouts.
+    pub const STEPS: Self = Self(1 << 9);
 
-    const NAMES: [(Self, &'static str); 5] = [
+    const NAMES: [(Self, &'static str); 7] = [
         (Self::LOGP_OLD, "logp_old"),
         (Self::LOGP_REF, "logp_ref"),
         (Self::ENTROPY, "entropy"),
         (Self::VALUE, "value"),
         (Self::GROUP, "group"),
+        (Self::GREEDY, "greedy"),
+        (Self::STEPS, "steps"),
     ];
 
     /// Both sets together.
