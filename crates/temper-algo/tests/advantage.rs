@@ -142,6 +142,8 @@ fn constant_groups_give_exact_zeros_where_claimed() {
             | Advantage::PassAtK { .. }
             | Advantage::GrpoPassk { .. }
             | Advantage::Process { .. } => true,
+            // Equal groups have round means of 0, up to rounding.
+            Advantage::Rloo { whiten: Whiten::Rollout } => zeros,
             // Whitened over the round, compared with a greedy rollout, a constant, values, quantiles; or a choice of the best.
             Advantage::Rloo { .. }
             | Advantage::ReinforcePlusPlus { .. }
@@ -510,7 +512,7 @@ fn advantages_agree_with_the_transcriptions() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 40 * 21);
+    assert_eq!(compared, 40 * 20);
 }
 
 proptest! {
@@ -537,7 +539,8 @@ proptest! {
         let c = case(seed, 3, size);
         let factor = size as f64 / (size - 1) as f64;
         let centred: Vec<f64> = c.rollouts(Advantage::GroupMean {}).concat().iter().map(|a| a * factor).collect();
-        prop_assert!(close(&c.rollouts(Advantage::Rloo { whiten: Whiten::None }).concat(), &centred, 1e-12));
+        let got = c.rollouts(Advantage::Rloo { whiten: Whiten::None }).concat();
+        prop_assert!(close(&got, &centred, 1e-12));
     }
 
     #[test]
@@ -546,7 +549,8 @@ proptest! {
         c.lengths.iter_mut().flatten().for_each(|n| *n = length);
         c.values.iter_mut().flatten().for_each(|v| *v = vec![0.0; length]);
         c.steps.iter_mut().flatten().for_each(Vec::clear);
-        prop_assert!(close(&c.rollouts(Advantage::Opo {}).concat(), &c.rollouts(Advantage::GroupMean {}).concat(), 1e-12));
+        let (got, expected) = (c.rollouts(Advantage::Opo {}), c.rollouts(Advantage::GroupMean {}));
+        prop_assert!(close(&got.concat(), &expected.concat(), 1e-12));
     }
 
     /// lambda = 1: returns minus values. lambda = 0: one-step differences. Targets are advantages plus values.
