@@ -1,13 +1,14 @@
 //! The online loop: training on what the model samples.
 //!
-//! Read top to bottom: draw tasks, sample groups, score them, turn rewards into advantages, weigh the tokens of each
+//! Read top to bottom: draw tasks, sample groups, score and shape them, turn rewards into advantages, weigh the tokens of each
 //! optimiser step, run the micro-batches, update, log, checkpoint.
 
 use std::time::Instant;
 
 use temper_algo::stats::Running;
 use temper_algo::{
-    Coupling, Needs, PolicyMetrics, PolicyTerms, Rows, SequenceMask, is_constant, sample_std, split_seed,
+    Coupling, Fate, GroupShaper, Needs, PolicyMetrics, PolicyTerms, Rows, SequenceMask, is_constant, sample_std,
+    split_seed,
 };
 use temper_env::Scorer;
 use temper_model::{Batch, Model};
@@ -38,22 +39,19 @@ pub fn run(
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
     while progress.step < stage.steps {
         let begun = Instant::now();
-        let round = progress.step as u64;
-        let tasks = sources.draw(ctx, stage, context, progress)?;
-        let mut groups =
-            rollout::sample(ctx, &learner.model, stage, tasks, split_seed(seed, &[rollout::SAMPLE, round]))?;
-        rollout::score(&mut scorer, &mut groups)?;
-        for group in &mut groups {
-            group.adv = stage.objective.advantage.advantages(&group.rewards());
-        }
-        remember(ctx, progress.step, &groups);
-        log_rollouts(ctx, stage, progress.step, &groups)?;
+        let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage, seed, context };
+        let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
+        rollout::advantages(stage, &mut groups, progress)?;
+        let sampled: Vec<&Group> = groups.iter().chain(&replaced).collect();
+        remember(ctx, progress.step, &sampled);
+        log_rollouts(ctx, stage, progress.step, &sampled)?;
 
         let mut metrics = Metrics::default();
-        let tokens = reward_metrics(stage, &groups, &mut metrics);
-        let kept: Vec<&Group> =
-            groups.iter().filter(|g| !(stage.drop_constant_groups && is_constant(&g.rewards()))).collect();
-        let update = update(ctx, learner, reference, stage, &kept, progress)?;
+        let tokens = reward_metrics(stage, &sampled, &mut metrics);
+        group_metrics(stage, &groups, replaced.len(), progress, &mut metrics);
+        drop(sampled);
+        let trained: Vec<Group> = groups.into_iter().filter_map(Group::trained).collect();
+        let update = update(ctx, learner, reference, stage, &trained.iter().collect::<Vec<_>>(), progress)?;
 
         progress.step += 1;
         progress.num_tokens += tokens;
@@ -71,6 +69,52 @@ pub fn run(
         }
     }
     Ok(Outcome::Done)
+}
+
+/// What a round of sampling works with.
+struct Sampling<'a> {
+    sources: &'a Sources,
+    scorer: &'a mut Scorer,
+    stage: &'a OnlineStage,
+    seed: u64,
+    context: usize,
+}
+
+impl Sampling<'_> {
+    /// The groups of a round, and those that others were sampled in place of. Groups that stay dropped after the last refill are
+    /// among the first.
+    fn round(&mut self, ctx: &mut Context, model: &Model, progress: &mut Progress) -> Result<(Vec<Group>, Vec<Group>)> {
+        let mut groups = self.groups(ctx, model, progress, self.stage.prompts_per_step, 0)?;
+        let mut replaced = vec![];
+        for attempt in 1..=self.stage.refill() {
+            let dropped: Vec<usize> = (0..groups.len()).filter(|i| groups[*i].dropped()).collect();
+            if dropped.is_empty() {
+                break;
+            }
+            let new = self.groups(ctx, model, progress, dropped.len(), attempt)?;
+            replaced.extend(dropped.into_iter().zip(new).map(|(i, group)| std::mem::replace(&mut groups[i], group)));
+        }
+        Ok((groups, replaced))
+    }
+
+    /// `n` groups, scored and shaped. Their randomness is a function of (round, attempt, slot, sample).
+    fn groups(
+        &mut self,
+        ctx: &mut Context,
+        model: &Model,
+        progress: &mut Progress,
+        n: usize,
+        attempt: u32,
+    ) -> Result<Vec<Group>> {
+        let tasks = self.sources.draw(ctx, self.stage, self.context, n, progress)?;
+        let mut path = vec![rollout::SAMPLE, progress.step as u64];
+        path.extend((attempt > 0).then_some(u64::from(attempt)));
+        let mut groups = rollout::sample(ctx, model, self.stage, tasks, split_seed(self.seed, &path))?;
+        rollout::score(self.scorer, &mut groups)?;
+        path[0] = rollout::NOISE;
+        rollout::shape(self.stage, &mut groups, progress.step as u64, split_seed(self.seed, &path))?;
+        Ok(groups)
+    }
 }
 
 /// What the optimiser steps of one round added up to.
@@ -193,7 +237,7 @@ impl Micro {
             batch: group_batch(groups)?,
             logp_old: rollouts().flat_map(|(r, _)| r.logp_gen.iter().map(|&x| f64::from(x))).collect(),
             logp_ref: logp_ref.map(<[std::vec::Vec<f64>]>::concat),
-            adv: rollouts().flat_map(|(r, &adv)| std::iter::repeat_n(adv, r.tokens.len())).collect(),
+            adv: rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect(),
             weight: weights.concat(),
             sequences: rollouts().map(|(r, _)| r.tokens.len()).collect(),
         })
@@ -313,7 +357,7 @@ fn deal(n: usize, parts: usize) -> Vec<std::ops::Range<usize>> {
 }
 
 /// Rewards, lengths and shares of the round; returns the tokens that were computed in sampling.
-fn reward_metrics(stage: &OnlineStage, groups: &[Group], metrics: &mut Metrics) -> u64 {
+fn reward_metrics(stage: &OnlineStage, groups: &[&Group], metrics: &mut Metrics) -> u64 {
     let rollouts = || groups.iter().flat_map(|g| &g.rollouts);
     let collect = |value: &dyn Fn(&rollout::Rollout) -> f64| {
         let mut all = Running::default();
@@ -343,21 +387,49 @@ fn reward_metrics(stage: &OnlineStage, groups: &[Group], metrics: &mut Metrics) 
     if stage.sampling.truncates() {
         metrics.set(names::LOST_MASS, collect(&|r| r.lost_mass).mean().unwrap_or(0.0));
     }
-    groups.iter().map(|g| g.tokens() as u64).sum()
+    groups.iter().map(|g| g.sampled_tokens()).sum()
+}
+
+/// What shaping did: rewards after it, and what is left out of the update.
+fn group_metrics(stage: &OnlineStage, groups: &[Group], replaced: usize, progress: &Progress, metrics: &mut Metrics) {
+    let dropped = groups.iter().filter(|g| g.dropped()).count();
+    metrics.set(names::GROUPS_DROPPED, (dropped + replaced) as f64 / (groups.len() + replaced).max(1) as f64);
+    if stage.refill() > 0 {
+        metrics.set(names::GROUPS_REFILLED, replaced as f64);
+        metrics.set(names::GROUPS_MISSING, dropped as f64);
+    }
+    let mean = |values: &mut dyn Iterator<Item = f64>| values.collect::<Running>().mean().unwrap_or(0.0);
+    if stage.group.iter().any(|g| !matches!(g, GroupShaper::DropConstant { .. })) {
+        let fates = groups.iter().filter(|g| !g.dropped()).flat_map(|g| &g.fates);
+        let left_out = mean(&mut fates.map(|f| f64::from(u8::from(*f != Fate::Kept))));
+        metrics.set(names::ROLLOUTS_LEFT_OUT, left_out);
+    }
+    if !stage.shaping.is_empty() {
+        metrics.set(names::REWARD_SHAPED, mean(&mut groups.iter().flat_map(|g| &g.shaped).copied()));
+    }
+    if stage.needs_greedy() {
+        metrics.set(names::REWARD_GREEDY, mean(&mut groups.iter().filter_map(|g| Some(g.greedy.as_ref()?.reward()))));
+    }
+    if let Some([low, high]) = progress.advantage.quantiles {
+        metrics.set(names::QUANTILE_LOW, low);
+        metrics.set(names::QUANTILE_HIGH, high);
+    }
 }
 
 /// What samplers and curricula will want to know about each task.
-fn remember(ctx: &mut Context, step: usize, groups: &[Group]) {
+fn remember(ctx: &mut Context, step: usize, groups: &[&Group]) {
     for group in groups {
         let id = &group.task.id;
         let passes = group.rollouts.iter().filter(|r| r.reward() > 0.0).count();
         ctx.state.history.saw(id, step as u64 + 1);
         ctx.state.history.graded(id, passes as u64, group.rollouts.len() as u64);
-        group.adv.iter().for_each(|&adv| ctx.state.history.advantage(id, adv));
+        for i in 0..group.rollouts.len() {
+            ctx.state.history.advantage(id, group.mean_adv(i));
+        }
     }
 }
 
-fn log_rollouts(ctx: &mut Context, stage: &OnlineStage, step: usize, groups: &[Group]) -> Result<()> {
+fn log_rollouts(ctx: &mut Context, stage: &OnlineStage, step: usize, groups: &[&Group]) -> Result<()> {
     let due = step.is_multiple_of(stage.log_rollouts_every) || step + 1 == stage.steps;
     for group in groups.iter().filter(|_| due) {
         for rollout in &group.rollouts {

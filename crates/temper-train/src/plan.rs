@@ -184,7 +184,9 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
 fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     let completions = s.prompts_per_step * s.samples_per_prompt;
     let updates = s.steps * s.inner_epochs * s.minibatches;
-    let most = (completions * s.sampling.max_tokens) as u64;
+    let greedy = if s.needs_greedy() { s.prompts_per_step } else { 0 };
+    let times = 1 + u64::from(s.refill());
+    let most = ((completions + greedy) * s.sampling.max_tokens) as u64 * times;
     let mut figures = vec![
         ("rounds", grouped(s.steps as u64)),
         (
@@ -196,6 +198,12 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         ("optimiser steps", grouped(updates as u64)),
         ("sampled tokens", format!("at most {} a round, {} in all", grouped(most), grouped(most * s.steps as u64))),
     ];
+    if greedy > 0 {
+        figures.push(("greedy completions", format!("{greedy} more a round, for the baseline")));
+    }
+    if times > 1 {
+        figures.push(("refilling", format!("dropped groups are sampled anew, at most {} times a round", s.refill())));
+    }
     let reference = s.objective.needs().contains(temper_algo::Needs::LOGP_REF);
     let needs: Vec<&str> = s.objective.needs().names().collect();
     figures.push((

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use temper_algo::Needs;
+use temper_algo::{GroupShaper, Needs};
 use temper_env::TaskSource;
 
 use super::{
@@ -12,6 +12,9 @@ use super::{
 
 /// The largest count that a recipe may ask for.
 const MOST: usize = 100_000_000;
+
+/// The most times that a round may sample to replace groups that were dropped.
+const MOST_REFILLS: u32 = 100;
 
 /// How bad a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -347,7 +350,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     for (name, value) in positive {
         found.positive(at, name, value);
     }
-    found.parts(at, "objective", s.objective.check(s.samples_per_prompt));
+    group_problems(at, s, found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,
@@ -385,6 +388,49 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     optimizer_problems(at, &s.optimizer, s.clip_norm, found);
     found.parts(at, "schedule", s.schedule.check());
+}
+
+/// Rewards of a group: their shaping, who is trained on, and what they are compared with.
+fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
+    let names: Vec<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
+    let (advantage, needs) = (s.objective.advantage, s.objective.needs());
+    found.parts(at, "objective", s.objective.check(s.counted_samples()));
+    let round = advantage.check_round(s.prompts_per_step, s.counted_samples());
+    found.parts(at, "objective.advantage", round);
+    s.shaping.iter().for_each(|shaping| found.parts(at, "shaping", shaping.check(&names)));
+    s.group.iter().for_each(|shaper| found.parts(at, "group", shaper.check(s.samples_per_prompt)));
+    for (need, name, what) in
+        [(Needs::VALUE, "value", "a critic's values"), (Needs::STEPS, "steps", "rewards of steps")]
+    {
+        if needs.contains(need) {
+            found.error(
+                at,
+                format!("the advantage reads `{name}`: {what}, which the online loop does not have yet"),
+                "use an advantage that compares the rollouts of a group, such as `group_z_score`",
+            );
+        }
+    }
+    if s.refill() > MOST_REFILLS {
+        found.error(
+            at,
+            format!("`refill` is {}", s.refill()),
+            format!("a round that finds nothing samples that often: use at most {MOST_REFILLS}"),
+        );
+    }
+    let drops = s.group.iter().any(|g| matches!(g, GroupShaper::DropConstant { .. }));
+    if drops && s.samples_per_prompt == 1 {
+        found.error(
+            at,
+            "a group of one rollout is constant, so `drop_constant` would leave out everything",
+            "set `group = []`",
+        );
+    } else if drops && !needs.contains(Needs::GROUP) {
+        found.warn(
+            at,
+            "`drop_constant` leaves out groups that this advantage learns from: it does not compare within the group",
+            "set `group = []` to train on all of them",
+        );
+    }
 }
 
 fn generation_problems(at: &str, g: &Generation, found: &mut Found) {
