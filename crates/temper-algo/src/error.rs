@@ -32,6 +32,30 @@ pub enum Error {
         /// What it holds.
         value: f64,
     },
+    /// An array of a group whose length does not fit.
+    #[error("`{name}` of group {group}: {got}, expected {expected}")]
+    GroupLength {
+        /// The array.
+        name: &'static str,
+        /// Index of the group.
+        group: usize,
+        /// Entries that it has.
+        got: usize,
+        /// Entries that it needs.
+        expected: usize,
+    },
+    /// A reward or value of a rollout that is NaN or infinite.
+    #[error("`{name}` is {value} at rollout {rollout} of group {group}, expected a finite number")]
+    BadReward {
+        /// The array.
+        name: &'static str,
+        /// Index of the group.
+        group: usize,
+        /// Index of the rollout in it.
+        rollout: usize,
+        /// What it holds.
+        value: f64,
+    },
     /// A mask or weight that is negative, NaN or infinite.
     #[error("the weight of sequence {sequence} is {value}, expected a finite number of at least 0")]
     BadWeight {

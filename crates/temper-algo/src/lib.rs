@@ -4,7 +4,9 @@
 //!
 //! | slot | enum | what it computes |
 //! |---|---|---|
-//! | advantage | [`Advantage`] | rewards of one group -> one advantage a rollout |
+//! | reward shaping | [`RewardShaping`] | rewards of one group -> rewards of one group |
+//! | group shaper | [`GroupShaper`] | rewards of one group -> which rollouts stay |
+//! | advantage | [`Advantage`] | rewards of the round -> one advantage a rollout or token |
 //! | ratio | [`Ratio`] | `logp - logp_old` -> log-ratio a token |
 //! | correction | [`Correction`] | `logp_old - logp_gen` -> factor a token |
 //! | surrogate | [`Surrogate`] | (log-ratio, adv, logp) -> x and its derivative |
@@ -13,6 +15,8 @@
 //! | weighting | [`Weighting`] | masks of the whole optimiser step -> `weight` |
 //! | schedule | [`Schedule`] | optimiser step -> multiplier |
 //! | controller | [`Controller`] | measurement -> next value of a coefficient |
+//! | knob | [`Knob`] | step, what was measured -> value of a setting |
+//! | critic | [`Critic`] | (value, return) -> x and its derivative |
 //!
 //! [`PolicyObjective`] puts the policy-gradient slots together. A part says which inputs it reads ([`Needs`]) and how far
 //! its terms are coupled ([`Coupling`]).
@@ -33,11 +37,15 @@ mod controller;
 mod correction;
 mod coupling;
 mod error;
+pub mod group_reuse;
+mod group_shaper;
 mod kl;
+mod knob;
 mod metrics;
 mod needs;
 mod objective;
 mod ratio;
+pub mod reward_shaping;
 mod rows;
 mod schedule;
 pub mod seed;
@@ -45,23 +53,31 @@ mod selection;
 pub mod stats;
 mod surrogate;
 mod token_objective;
+mod value;
 mod weighting;
 
-pub use advantage::{Advantage, is_constant, sample_std};
+pub use advantage::{
+    Advantage, AdvantageState, GpgCount, GroupRewards, Round, RoundAdvantages, StepReward, Whiten, gae, is_constant,
+    returns_to_go, sample_std,
+};
 pub use coefficients::{TriceCoefficients, feedback_advantages, trice_coefficients};
 pub use controller::{Controller, Reading};
 pub use correction::{Correction, Level};
 pub use coupling::Coupling;
 pub use error::{Error, Problem};
+pub use group_shaper::{DownSampleRule, Fate, GroupShaper, Rollouts, fates};
 pub use kl::{KlEstimator, KlReward, KlTerm};
+pub use knob::{Curve, Knob, KnobState, Moving, Signal};
 pub use metrics::{PolicyMetrics, Sum};
 pub use needs::Needs;
 pub use objective::{EntropyBonus, KlPenalty, PolicyObjective, PolicyTerms};
 pub use ratio::{MAX_LOG_RATIO, Ratio};
+pub use reward_shaping::{RewardShaping, ShapingInput};
 pub use rows::Rows;
 pub use schedule::{Schedule, Warmup};
 pub use seed::split_seed;
 pub use selection::{OffPolicyMask, TopEntropy};
 pub use surrogate::{ClipSide, Surrogate, SurrogateInput, SurrogateTerm};
 pub use token_objective::{TokenObjective, TokenTerms};
+pub use value::{Critic, ValueTerm};
 pub use weighting::{SequenceMask, Weighting};

@@ -23,8 +23,12 @@ impl Needs {
     pub const LOGP_GEN: Self = Self(1 << 8);
     /// Share of a group's rollouts that were right.
     pub const SUCCESS: Self = Self(1 << 9);
+    /// The reward of a greedy rollout of every prompt.
+    pub const GREEDY: Self = Self(1 << 10);
+    /// Rewards of steps inside the rollouts.
+    pub const STEPS: Self = Self(1 << 11);
 
-    const NAMES: [(Self, &'static str); 7] = [
+    const NAMES: [(Self, &'static str); 9] = [
         (Self::LOGP_OLD, "logp_old"),
         (Self::LOGP_REF, "logp_ref"),
         (Self::ENTROPY, "entropy"),
@@ -32,6 +36,8 @@ impl Needs {
         (Self::GROUP, "group"),
         (Self::LOGP_GEN, "logp_gen"),
         (Self::SUCCESS, "success"),
+        (Self::GREEDY, "greedy"),
+        (Self::STEPS, "steps"),
     ];
 
     /// Both sets together.

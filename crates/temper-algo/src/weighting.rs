@@ -10,13 +10,20 @@ use crate::{Error, Problem};
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Weighting {
     /// `e m / sum(e m)`: every trained token of the step counts the same. DAPO (arXiv 2503.14476, equation 8), SFT's usual loss;
-    /// TRL's `dapo`.
+    /// TRL's `dapo`, verl's `token-mean`. TRL's `bnpo` is this formula over each micro-batch by itself, which makes the loss
+    /// depend on how the step is cut (tokens next to short completions weigh more); there is no such variant here.
     Token {},
     /// `e / sum(e) * m / sum_in_sequence(m)`: every sequence counts the same, however long. GRPO (arXiv 2402.03300,
-    /// equation 3); TRL's `grpo`.
+    /// equation 3); TRL's `grpo`, verl's `seq-mean-token-mean` (which leaves sequences without a trained token out of the average).
     Sequence {},
+    /// `e / sum(e) * m`: the tokens of a sequence are summed, sequences averaged, so a long sequence counts more; verl's
+    /// `seq-mean-token-sum`. With the ratio `sequence` it is LUSPO (arXiv 2602.05261): the sequence term times its length, which
+    /// takes GSPO's preference for short answers away. The loss grows with the length: mind the learning rate.
+    SequenceSum {},
+    /// `e m`: the sum over all tokens of the step, not an average; verl's `token-sum`. The size of the update grows with the step.
+    Sum {},
     /// `e / sum(e) * m / tokens`: a constant in place of the length, so that length is neither rewarded nor punished. Dr. GRPO
-    /// (arXiv 2503.20783, section 3.2); TRL's `dr_grpo`.
+    /// (arXiv 2503.20783, section 3.2); TRL's `dr_grpo`, verl's `seq-mean-token-sum-norm`.
     Constant {
         /// The constant, as a rule the largest completion length (`max_tokens`).
         tokens: u32,
@@ -82,6 +89,8 @@ impl Weighting {
                 step.iter().map(|s| share(s.weight, total)).collect()
             }
             Self::Sequence {} => step.iter().map(|s| share(share(s.weight, s.mass()), examples)).collect(),
+            Self::SequenceSum {} => step.iter().map(|s| share(s.weight, examples)).collect(),
+            Self::Sum {} => step.iter().map(|s| s.weight).collect(),
             Self::Constant { tokens } => {
                 step.iter().map(|s| share(share(s.weight, f64::from(tokens)), examples)).collect()
             }
@@ -97,7 +106,12 @@ impl Weighting {
                 "tokens is 0, expected at least 1",
                 "use the largest completion length of the sampler (max_tokens)",
             )],
-            Self::Constant { .. } | Self::Token {} | Self::Sequence {} | Self::Group {} => vec![],
+            Self::Constant { .. }
+            | Self::Token {}
+            | Self::Sequence {}
+            | Self::SequenceSum {}
+            | Self::Sum {}
+            | Self::Group {} => vec![],
         }
     }
 }
@@ -151,6 +165,8 @@ mod tests {
         close(Weighting::Token {}, [&[0.1, 0.0, 0.1], &[0.1], &[0.2, 0.2, 0.2, 0.1]]);
         // sum(e) = 4: shares 1/4, 1/4, 1/2 over masses 2, 1, 3.5.
         close(Weighting::Sequence {}, [&[0.125, 0.0, 0.125], &[0.25], &[1.0 / 7.0, 1.0 / 7.0, 1.0 / 7.0, 0.5 / 7.0]]);
+        close(Weighting::SequenceSum {}, [&[0.25, 0.0, 0.25], &[0.25], &[0.5, 0.5, 0.5, 0.25]]);
+        close(Weighting::Sum {}, [&[1.0, 0.0, 1.0], &[1.0], &[2.0, 2.0, 2.0, 1.0]]);
         close(Weighting::Constant { tokens: 5 }, [&[0.05, 0.0, 0.05], &[0.05], &[0.1, 0.1, 0.1, 0.05]]);
         // Two groups, half each: masses 3 and 7.
         let third = 1.0 / 6.0;
@@ -159,7 +175,7 @@ mod tests {
 
     #[test]
     fn nothing_trained_on_gives_zeros_and_bad_weights_an_error() {
-        for weighting in [Weighting::Token {}, Weighting::Sequence {}, Weighting::Group {}] {
+        for weighting in [Weighting::Token {}, Weighting::Sequence {}, Weighting::SequenceSum {}, Weighting::Group {}] {
             let zero = weighting.weights(&[SequenceMask::new(0, &[0.0, 0.0]), SequenceMask::new(0, &[])]).unwrap();
             assert_eq!(zero, [vec![0.0, 0.0], vec![]]);
         }

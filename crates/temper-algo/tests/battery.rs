@@ -4,8 +4,8 @@ mod support;
 
 use support::{Case, case, every_objective};
 use temper_algo::{
-    Advantage, Controller, Correction, Coupling, Error, KlEstimator, Needs, PolicyMetrics, PolicyObjective, Ratio,
-    Schedule, SequenceMask, Surrogate, TokenObjective, Weighting,
+    Advantage, Controller, Correction, Coupling, Error, GroupShaper, KlEstimator, Moving, Needs, PolicyMetrics,
+    PolicyObjective, Ratio, RewardShaping, Schedule, SequenceMask, Surrogate, TokenObjective, Weighting,
 };
 
 const STEP: f64 = 1e-6;
@@ -252,6 +252,8 @@ fn weights_average() {
         let total: f64 = weights.iter().flatten().sum();
         let expected = match weighting {
             Weighting::Token {} | Weighting::Sequence {} | Weighting::Group {} => 1.0,
+            Weighting::SequenceSum {} => masks.iter().flatten().map(|m| f64::from(*m)).sum::<f64>() / 5.0,
+            Weighting::Sum {} => masks.iter().flatten().map(|m| f64::from(*m)).sum(),
             Weighting::Constant { tokens } => {
                 masks.iter().flatten().map(|m| f64::from(*m)).sum::<f64>() / (5.0 * f64::from(tokens))
             }
@@ -294,6 +296,9 @@ where
 #[test]
 fn serde_round_trips_and_refuses_unknown_keys() {
     support::every_advantage().iter().for_each(round_trip::<Advantage>);
+    support::every_group_shaper().iter().for_each(round_trip::<GroupShaper>);
+    support::every_reward_shaping().iter().for_each(round_trip::<RewardShaping>);
+    support::every_moving_knob().iter().for_each(round_trip::<Moving>);
     support::every_ratio().iter().for_each(round_trip::<Ratio>);
     support::every_surrogate().iter().for_each(round_trip::<Surrogate>);
     support::every_kl().iter().for_each(round_trip::<KlEstimator>);

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 use temper_algo::{
-    Advantage, Correction, EntropyBonus, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective, Ratio, Rows,
-    Schedule, SequenceMask, Surrogate, TopEntropy, Weighting,
+    Advantage, Correction, EntropyBonus, GroupRewards, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective,
+    Ratio, Round, RoundAdvantages, Rows, Schedule, SequenceMask, Surrogate, TopEntropy, Weighting, Whiten,
 };
 
 #[derive(Deserialize)]
@@ -112,7 +112,10 @@ fn losses_gradients_and_metrics_agree_with_trl() {
     for (i, c) in file.cases.iter().enumerate() {
         let objective = objective(c);
         assert!(objective.check(4).is_empty(), "case {i}: {:?}", objective.check(4));
-        let adv: Vec<f64> = c.rewards.iter().flat_map(|group| objective.advantage.advantages(group)).collect();
+        let groups: Vec<GroupRewards> = c.rewards.iter().map(|r| GroupRewards::new(r)).collect();
+        let round = Round { groups: &groups, ..Round::default() };
+        let RoundAdvantages::Rollouts(adv) = objective.advantage.advantages(&round).unwrap() else { panic!() };
+        let adv = adv.concat();
         // Groups of equal rewards are exact zeros here and rounding noise over eps (up to 1e-12) there.
         assert!(adv.iter().zip(c.adv.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-11), "case {i}: {adv:?}");
 
@@ -181,6 +184,50 @@ fn schedules_agree_with_transformers() {
         for (step, expected) in c.values.iter().enumerate() {
             let got = schedule.value(step as u64, c.total);
             assert!((got - expected).abs() < 1e-12, "{} {step}: {got} {expected}", c.kind);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct AdvantageCase {
+    part_weights: Vec<f64>,
+    parts: Vec<Vec<Vec<f64>>>,
+    rewards: Vec<Vec<f64>>,
+    group: Vec<Vec<f64>>,
+    batch: Vec<Vec<f64>>,
+    none: Vec<Vec<f64>>,
+    gdpo: Vec<Vec<f64>>,
+    rloo: Vec<Vec<f64>>,
+    rloo_normalized: Vec<Vec<f64>>,
+}
+
+/// tests/golden/advantages.py runs the lines of TRL 1.16 that compute advantages.
+#[test]
+fn advantages_agree_with_trl() {
+    let file: File<AdvantageCase> =
+        serde_json::from_str(include_str!("../../../tests/golden/algo/advantages.json")).unwrap();
+    assert_eq!(file.cases.len(), 6);
+    for c in file.cases {
+        let groups: Vec<GroupRewards> = c
+            .rewards
+            .iter()
+            .zip(&c.parts)
+            .map(|(rewards, parts)| GroupRewards { parts, ..GroupRewards::new(rewards) })
+            .collect();
+        let round = Round { groups: &groups, part_weights: &c.part_weights, ..Round::default() };
+        for (advantage, expected) in [
+            (Advantage::default(), &c.group),
+            (Advantage::BatchZScore { eps: 1e-4 }, &c.batch),
+            (Advantage::GroupMean {}, &c.none),
+            (Advantage::Gdpo { eps: 1e-4, whiten: Whiten::Rollout }, &c.gdpo),
+            (Advantage::Rloo { whiten: Whiten::None }, &c.rloo),
+            (Advantage::Rloo { whiten: Whiten::Rollout }, &c.rloo_normalized),
+        ] {
+            let RoundAdvantages::Rollouts(got) = advantage.advantages(&round).unwrap() else { panic!() };
+            for (a, b) in got.concat().into_iter().zip(expected.concat()) {
+                // All-equal groups are exact zeros here and rounding noise over eps there.
+                assert!((a - b).abs() < 1e-11, "{advantage:?}: {a} {b}");
+            }
         }
     }
 }

@@ -258,6 +258,8 @@ fn nested(weighting: Weighting, groups: &[Vec<Vec<f64>>]) -> f64 {
     match weighting {
         Weighting::Token {} => mean(&groups.concat().concat()),
         Weighting::Sequence {} => mean(&sequences.iter().map(|s| mean(s)).collect::<Vec<_>>()),
+        Weighting::SequenceSum {} => mean(&sequences.iter().map(|s| s.iter().sum()).collect::<Vec<_>>()),
+        Weighting::Sum {} => sequences.iter().map(|s| s.iter().sum::<f64>()).sum(),
         Weighting::Constant { tokens } => {
             mean(&sequences.iter().map(|s| s.iter().sum::<f64>() / f64::from(tokens)).collect::<Vec<_>>())
         }

@@ -20,12 +20,31 @@ pub const NUM_TOKENS: &str = "num_tokens";
 pub const ENTROPY: &str = "entropy";
 /// Share of scored tokens that are the argmax of the predicted distribution.
 pub const MEAN_TOKEN_ACCURACY: &str = "mean_token_accuracy";
-/// Mean reward over the step's completions, all parts weighted and summed.
+/// Mean reward over all completions sampled in the step, all parts weighted and summed, before shaping; also of groups that are
+/// not trained on, so that filtering does not flatter it.
 pub const REWARD: &str = "reward";
 /// Mean over groups of the sample standard deviation of the reward within the group.
 pub const REWARD_STD: &str = "reward_std";
 /// Share of groups whose rewards are all equal: they give no gradient.
 pub const FRAC_REWARD_ZERO_STD: &str = "frac_reward_zero_std";
+/// Mean reward over the step's completions after shaping; only where a recipe shapes rewards.
+pub const REWARD_SHAPED: &str = "reward_shaped";
+/// Share of the round's sampled groups of which nothing is trained on (constant ones, by default), those that were sampled in
+/// place of others included.
+pub const GROUPS_DROPPED: &str = "groups/dropped_ratio";
+/// Groups that were sampled in place of dropped ones; only where a recipe refills.
+pub const GROUPS_REFILLED: &str = "groups/refilled";
+/// Prompts that the round trains on fewer than `prompts_per_step`, after the cap on refilling; only where a recipe refills.
+pub const GROUPS_MISSING: &str = "groups/missing";
+/// Share of the sampled completions of groups that are trained on which are themselves left out (cut off, or not chosen by a
+/// down-sampling rule); only where a recipe leaves out single completions.
+pub const ROLLOUTS_LEFT_OUT: &str = "completions/left_out_ratio";
+/// Mean reward of the greedy completions, as scored; only where a part needs them.
+pub const REWARD_GREEDY: &str = "reward_greedy";
+/// Lower tracked quantile of the bundle scores; only with the advantage `risk`.
+pub const QUANTILE_LOW: &str = "risk/quantile_low";
+/// Upper tracked quantile of the bundle scores; only with the advantage `risk`.
+pub const QUANTILE_HIGH: &str = "risk/quantile_high";
 /// Mean completion length, tokens.
 pub const LENGTH_MEAN: &str = "completions/mean_length";
 /// Shortest completion, tokens.

@@ -1,17 +1,19 @@
 //! The online loop: training on what the model samples.
 //!
-//! Read top to bottom: draw tasks, sample groups, score them, turn rewards into advantages, weigh the tokens of each
+//! Read top to bottom: draw tasks, sample groups, score and shape them, turn rewards into advantages, weigh the tokens of each
 //! optimiser step, run the micro-batches, update, log, checkpoint.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use temper_algo::stats::Running;
 use temper_algo::{
-    Coupling, Needs, PolicyMetrics, PolicyTerms, Rows, SequenceMask, is_constant, sample_std, split_seed,
+    Coupling, Fate, GroupShaper, Needs, PolicyMetrics, PolicyTerms, Rows, SequenceMask, is_constant, sample_std,
+    split_seed,
 };
 use temper_env::Scorer;
 use temper_model::{Batch, Model};
-use temper_tensor::{HeadCoef, HeadSpec, HeadTerms};
+use temper_tensor::{HeadCoef, HeadSpec, HeadTerms, Ops};
 
 use crate::context::{Context, Outcome};
 use crate::error::{Error, Result};
@@ -38,22 +40,19 @@ pub fn run(
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
     while progress.step < stage.steps {
         let begun = Instant::now();
-        let round = progress.step as u64;
-        let tasks = sources.draw(ctx, stage, context, progress)?;
-        let mut groups =
-            rollout::sample(ctx, &learner.model, stage, tasks, split_seed(seed, &[rollout::SAMPLE, round]))?;
-        rollout::score(&mut scorer, &mut groups)?;
-        for group in &mut groups {
-            group.adv = stage.objective.advantage.advantages(&group.rewards());
-        }
-        remember(ctx, progress.step, &groups);
-        log_rollouts(ctx, stage, progress.step, &groups)?;
+        let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage, seed, context };
+        let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
+        rollout::advantages(stage, &mut groups, progress)?;
+        let sampled: Vec<&Group> = groups.iter().chain(&replaced).collect();
+        remember(ctx, progress.step, &sampled);
+        log_rollouts(ctx, stage, progress.step, &sampled)?;
 
         let mut metrics = Metrics::default();
-        let tokens = reward_metrics(stage, &groups, &mut metrics);
-        let kept: Vec<&Group> =
-            groups.iter().filter(|g| !(stage.drop_constant_groups && is_constant(&g.rewards()))).collect();
-        let update = update(ctx, learner, reference, stage, &kept, progress)?;
+        let tokens = reward_metrics(stage, &sampled, &mut metrics);
+        group_metrics(stage, &groups, replaced.len(), progress, &mut metrics);
+        drop(sampled);
+        let trained: Vec<Group> = groups.into_iter().filter_map(Group::trained).collect();
+        let update = update(ctx, learner, reference, stage, &trained.iter().collect::<Vec<_>>(), progress)?;
 
         progress.step += 1;
         progress.num_tokens += tokens;
@@ -71,6 +70,52 @@ pub fn run(
         }
     }
     Ok(Outcome::Done)
+}
+
+/// What a round of sampling works with.
+struct Sampling<'a> {
+    sources: &'a Sources,
+    scorer: &'a mut Scorer,
+    stage: &'a OnlineStage,
+    seed: u64,
+    context: usize,
+}
+
+impl Sampling<'_> {
+    /// The groups of a round, and those that others were sampled in place of. Groups that stay dropped after the last refill are
+    /// among the first.
+    fn round(&mut self, ctx: &mut Context, model: &Model, progress: &mut Progress) -> Result<(Vec<Group>, Vec<Group>)> {
+        let mut groups = self.groups(ctx, model, progress, self.stage.prompts_per_step, 0)?;
+        let mut replaced = vec![];
+        for attempt in 1..=self.stage.refill() {
+            let dropped: Vec<usize> = (0..groups.len()).filter(|i| groups[*i].dropped()).collect();
+            if dropped.is_empty() {
+                break;
+            }
+            let new = self.groups(ctx, model, progress, dropped.len(), attempt)?;
+            replaced.extend(dropped.into_iter().zip(new).map(|(i, group)| std::mem::replace(&mut groups[i], group)));
+        }
+        Ok((groups, replaced))
+    }
+
+    /// `n` groups, scored and shaped. Their randomness is a function of (round, attempt, slot, sample).
+    fn groups(
+        &mut self,
+        ctx: &mut Context,
+        model: &Model,
+        progress: &mut Progress,
+        n: usize,
+        attempt: u32,
+    ) -> Result<Vec<Group>> {
+        let tasks = self.sources.draw(ctx, self.stage, self.context, n, progress)?;
+        let mut path = vec![rollout::SAMPLE, progress.step as u64];
+        path.extend((attempt > 0).then_some(u64::from(attempt)));
+        let mut groups = rollout::sample(ctx, model, self.stage, tasks, split_seed(self.seed, &path))?;
+        rollout::score(self.scorer, &mut groups)?;
+        path[0] = rollout::NOISE;
+        rollout::shape(self.stage, &mut groups, progress.step as u64, split_seed(self.seed, &path))?;
+        Ok(groups)
+    }
 }
 
 /// What the optimiser steps of one round added up to.
@@ -167,18 +212,27 @@ fn optimiser_step(
     let weights: Vec<Vec<f64>> =
         groups.iter().map(|g| weights.by_ref().take(g.rollouts.len()).flatten().collect()).collect();
 
-    let mut loss = 0.0;
-    for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
-        let micro = Micro::new(&groups[part.clone()], &weights[part.clone()], logp_ref.map(|l| &l[part.clone()]))?;
-        done.tokens += micro.batch.ids.len() as u64;
-        loss += micro.run(ctx, learner, stage, temperature, done)?;
+    let micros = micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens)
+        .into_iter()
+        .map(|part| Micro::new(&groups[part.clone()], &weights[part.clone()], logp_ref.map(|l| &l[part.clone()])))
+        .collect::<Result<Vec<Micro>>>()?;
+    done.tokens += micros.iter().map(|m| m.batch.ids.len() as u64).sum::<u64>();
+    let pass = Pass { ops: ctx.ops(), stage, spec: HeadSpec { temperature, entropy: true, ..HeadSpec::default() } };
+    match pass.gradients(learner, &micros, done) {
+        Err(Error::Algo(temper_algo::Error::NotFinite { .. })) => Ok(f64::NAN),
+        loss => loss,
     }
-    Ok(loss)
 }
 
-/// The host arrays of one micro-batch, scored tokens in batch order.
+/// A micro-batch: the tokens, and the columns of those that are scored.
 struct Micro {
     batch: Batch,
+    scored: Scored,
+}
+
+/// Columns of scored tokens in batch order, `[M]` each, with the lengths of their sequences and groups.
+#[derive(Default)]
+struct Scored {
     logp_old: Vec<f64>,
     logp_ref: Option<Vec<f64>>,
     adv: Vec<f64>,
@@ -191,79 +245,51 @@ struct Micro {
 impl Micro {
     fn new(groups: &[&Group], weights: &[Vec<f64>], logp_ref: Option<&[Vec<f64>]>) -> Result<Self> {
         let rollouts = || groups.iter().flat_map(|g| g.rollouts.iter().zip(&g.adv));
-        Ok(Self {
-            batch: group_batch(groups)?,
+        let scored = Scored {
             logp_old: rollouts().flat_map(|(r, _)| r.logp_gen.iter().map(|&x| f64::from(x))).collect(),
             logp_ref: logp_ref.map(<[std::vec::Vec<f64>]>::concat),
-            adv: rollouts().flat_map(|(r, &adv)| std::iter::repeat_n(adv, r.tokens.len())).collect(),
+            adv: rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect(),
             success: groups.iter().flat_map(|g| std::iter::repeat_n(g.success(), g.scored())).collect(),
             weight: weights.concat(),
             sequences: rollouts().map(|(r, _)| r.tokens.len()).collect(),
             groups: groups.iter().map(|g| g.rollouts.len()).collect(),
-        })
+        };
+        Ok(Self { batch: group_batch(groups)?, scored })
+    }
+}
+
+impl Scored {
+    fn len(&self) -> usize {
+        self.adv.len()
     }
 
-    /// Forward, objective and backward; returns the micro-batch's share of the loss.
-    fn run(
-        &self,
-        ctx: &Context,
-        learner: &mut Learner,
-        stage: &OnlineStage,
-        temperature: f32,
-        done: &mut Update,
-    ) -> Result<f64> {
-        let spec = HeadSpec { temperature, entropy: true, ..HeadSpec::default() };
-        let known = match stage.objective.coupling() {
-            Coupling::Token => None,
-            _ => Some(self.terms(stage, 0..self.adv.len(), &learner.model.terms(ctx.ops(), &self.batch, &spec)?)),
-        };
-        let (mut loss, mut failed) = (0.0, None);
-        let mut coef = |at: std::ops::Range<usize>, head: &HeadTerms| {
-            // Wider couplings have all coefficients already; this chunk's are a slice of them.
-            let terms = match &known {
-                Some(known) => known.as_ref().map(|k| slice(k, at.clone())).map_err(Clone::clone),
-                None => self.terms(stage, at.clone(), head),
-            };
-            match terms {
-                Ok(terms) => {
-                    if known.is_none() {
-                        loss += terms.loss;
-                        done.policy = done.policy.merge(terms.metrics);
-                    }
-                    coefficients(&terms)
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    HeadCoef { d_logp: vec![0.0; at.len()], d_entropy: None }
-                }
+    /// The columns of all micro-batches of a step, one after the other.
+    fn of_step(micros: &[Micro]) -> Self {
+        let mut all = Self::default();
+        for Micro { scored, .. } in micros {
+            all.logp_old.extend(&scored.logp_old);
+            if let Some(logp_ref) = &scored.logp_ref {
+                all.logp_ref.get_or_insert_default().extend(logp_ref);
             }
-        };
-        let head = learner.accumulate(ctx.ops(), &self.batch, &spec, stage.recompute, &mut coef)?;
-        if let Some(error) = failed {
-            return if matches!(error, temper_algo::Error::NotFinite { .. }) {
-                Ok(f64::NAN)
-            } else {
-                Err(error.into())
-            };
+            all.adv.extend(&scored.adv);
+            all.success.extend(&scored.success);
+            all.weight.extend(&scored.weight);
+            all.sequences.extend(&scored.sequences);
+            all.groups.extend(&scored.groups);
         }
-        if let Some(Ok(known)) = known {
-            loss = known.loss;
-            done.policy = done.policy.merge(known.metrics);
-        }
-        head.entropy.iter().flatten().for_each(|&e| done.entropy.push(f64::from(e)));
-        Ok(loss)
+        all
     }
 
     /// The objective's terms for the scored tokens `at`.
     fn terms(
         &self,
         stage: &OnlineStage,
-        at: std::ops::Range<usize>,
+        at: Range<usize>,
         head: &HeadTerms,
     ) -> Result<PolicyTerms, temper_algo::Error> {
         let logp: Vec<f64> = head.logp.iter().map(|&x| f64::from(x)).collect();
         let entropy: Option<Vec<f64>> = head.entropy.as_ref().map(|e| e.iter().map(|&x| f64::from(x)).collect());
-        let whole = at.len() == self.adv.len();
+        let whole = at.len() == self.len();
         stage.objective.token_terms(&Rows {
             logp: &logp,
             logp_old: Some(&self.logp_old[at.clone()]),
@@ -279,7 +305,96 @@ impl Micro {
     }
 }
 
-fn slice(terms: &PolicyTerms, at: std::ops::Range<usize>) -> PolicyTerms {
+/// The passes of an optimiser step through the model: one where every token's coefficient follows from its own terms, and one
+/// more, forward only, where it takes those of its sequence, its group or the whole step.
+struct Pass<'a> {
+    ops: &'a dyn Ops,
+    stage: &'a OnlineStage,
+    spec: HeadSpec,
+}
+
+impl Pass<'_> {
+    /// Adds the gradients of all micro-batches; returns the step's loss.
+    fn gradients(&self, learner: &mut Learner, micros: &[Micro], done: &mut Update) -> Result<f64> {
+        let (mut loss, mut from) = (0.0, 0);
+        let whole = match self.stage.objective.coupling() {
+            Coupling::Step => Some(self.whole_step(learner, micros)?),
+            _ => None,
+        };
+        for micro in micros {
+            let at = from..from + micro.scored.len();
+            from = at.end;
+            let known = match (&whole, self.stage.objective.coupling()) {
+                (Some(whole), _) => Some(slice(whole, at)),
+                (None, Coupling::Token) => None,
+                (None, _) => Some(micro.scored.terms(self.stage, 0..at.len(), &self.forward(learner, micro)?)?),
+            };
+            loss += self.backward(learner, micro, known, done)?;
+        }
+        if let Some(whole) = whole {
+            loss += whole.loss;
+            done.policy = done.policy.merge(whole.metrics);
+        }
+        Ok(loss)
+    }
+
+    fn forward(&self, learner: &Learner, micro: &Micro) -> Result<HeadTerms> {
+        Ok(learner.model.terms(self.ops, &micro.batch, &self.spec)?)
+    }
+
+    /// The terms of every scored token of the step, for objectives that compare them all.
+    fn whole_step(&self, learner: &Learner, micros: &[Micro]) -> Result<PolicyTerms> {
+        let mut head = HeadTerms { entropy: Some(vec![]), ..HeadTerms::default() };
+        for micro in micros {
+            let terms = self.forward(learner, micro)?;
+            head.logp.extend(terms.logp);
+            head.entropy.get_or_insert_default().extend(terms.entropy.unwrap_or_default());
+        }
+        let scored = Scored::of_step(micros);
+        Ok(scored.terms(self.stage, 0..scored.len(), &head)?)
+    }
+
+    /// Forward, coefficients (`known` ones, or those of each chunk's own terms) and backward; returns the micro-batch's share of
+    /// the loss.
+    fn backward(
+        &self,
+        learner: &mut Learner,
+        micro: &Micro,
+        known: Option<PolicyTerms>,
+        done: &mut Update,
+    ) -> Result<f64> {
+        let (mut loss, mut failed) = (0.0, None);
+        let mut count = |terms: &PolicyTerms| {
+            loss += terms.loss;
+            done.policy = done.policy.merge(terms.metrics);
+        };
+        if let Some(known) = &known {
+            count(known);
+        }
+        let mut coef = |at: Range<usize>, head: &HeadTerms| match &known {
+            Some(known) => coefficients(&slice(known, at)),
+            None => match micro.scored.terms(self.stage, at.clone(), head) {
+                Ok(terms) => {
+                    count(&terms);
+                    coefficients(&terms)
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    HeadCoef { d_logp: vec![0.0; at.len()], d_entropy: None }
+                }
+            },
+        };
+        let head = learner.accumulate(self.ops, &micro.batch, &self.spec, self.stage.recompute, &mut coef)?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        head.entropy.iter().flatten().for_each(|&e| done.entropy.push(f64::from(e)));
+        Ok(loss)
+    }
+}
+
+/// The coefficients of some tokens; loss and metrics stay with the whole.
+fn slice(terms: &PolicyTerms, at: Range<usize>) -> PolicyTerms {
     PolicyTerms {
         d_logp: terms.d_logp[at.clone()].to_vec(),
         d_entropy: terms.d_entropy.as_ref().map(|d| d[at].to_vec()),
@@ -320,7 +435,7 @@ fn deal(n: usize, parts: usize) -> Vec<std::ops::Range<usize>> {
 }
 
 /// Rewards, lengths and shares of the round; returns the tokens that were computed in sampling.
-fn reward_metrics(stage: &OnlineStage, groups: &[Group], metrics: &mut Metrics) -> u64 {
+fn reward_metrics(stage: &OnlineStage, groups: &[&Group], metrics: &mut Metrics) -> u64 {
     let rollouts = || groups.iter().flat_map(|g| &g.rollouts);
     let collect = |value: &dyn Fn(&rollout::Rollout) -> f64| {
         let mut all = Running::default();
@@ -350,21 +465,49 @@ fn reward_metrics(stage: &OnlineStage, groups: &[Group], metrics: &mut Metrics) 
     if stage.sampling.truncates() {
         metrics.set(names::LOST_MASS, collect(&|r| r.lost_mass).mean().unwrap_or(0.0));
     }
-    groups.iter().map(|g| g.tokens() as u64).sum()
+    groups.iter().map(|g| g.sampled_tokens()).sum()
+}
+
+/// What shaping did: rewards after it, and what is left out of the update.
+fn group_metrics(stage: &OnlineStage, groups: &[Group], replaced: usize, progress: &Progress, metrics: &mut Metrics) {
+    let dropped = groups.iter().filter(|g| g.dropped()).count();
+    metrics.set(names::GROUPS_DROPPED, (dropped + replaced) as f64 / (groups.len() + replaced).max(1) as f64);
+    if stage.refill() > 0 {
+        metrics.set(names::GROUPS_REFILLED, replaced as f64);
+        metrics.set(names::GROUPS_MISSING, dropped as f64);
+    }
+    let mean = |values: &mut dyn Iterator<Item = f64>| values.collect::<Running>().mean().unwrap_or(0.0);
+    if stage.group.iter().any(|g| !matches!(g, GroupShaper::DropConstant { .. })) {
+        let fates = groups.iter().filter(|g| !g.dropped()).flat_map(|g| &g.fates);
+        let left_out = mean(&mut fates.map(|f| f64::from(u8::from(*f != Fate::Kept))));
+        metrics.set(names::ROLLOUTS_LEFT_OUT, left_out);
+    }
+    if !stage.shaping.is_empty() {
+        metrics.set(names::REWARD_SHAPED, mean(&mut groups.iter().flat_map(|g| &g.shaped).copied()));
+    }
+    if stage.needs_greedy() {
+        metrics.set(names::REWARD_GREEDY, mean(&mut groups.iter().filter_map(|g| Some(g.greedy.as_ref()?.reward()))));
+    }
+    if let Some([low, high]) = progress.advantage.quantiles {
+        metrics.set(names::QUANTILE_LOW, low);
+        metrics.set(names::QUANTILE_HIGH, high);
+    }
 }
 
 /// What samplers and curricula will want to know about each task.
-fn remember(ctx: &mut Context, step: usize, groups: &[Group]) {
+fn remember(ctx: &mut Context, step: usize, groups: &[&Group]) {
     for group in groups {
         let id = &group.task.id;
         let passes = group.passes();
         ctx.state.history.saw(id, step as u64 + 1);
         ctx.state.history.graded(id, passes as u64, group.rollouts.len() as u64);
-        group.adv.iter().for_each(|&adv| ctx.state.history.advantage(id, adv));
+        for i in 0..group.rollouts.len() {
+            ctx.state.history.advantage(id, group.mean_adv(i));
+        }
     }
 }
 
-fn log_rollouts(ctx: &mut Context, stage: &OnlineStage, step: usize, groups: &[Group]) -> Result<()> {
+fn log_rollouts(ctx: &mut Context, stage: &OnlineStage, step: usize, groups: &[&Group]) -> Result<()> {
     let due = step.is_multiple_of(stage.log_rollouts_every) || step + 1 == stage.steps;
     for group in groups.iter().filter(|_| due) {
         for rollout in &group.rollouts {

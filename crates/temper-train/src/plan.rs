@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use temper_algo::Coupling;
 use temper_data::{Encoded, Tokenizer};
 use temper_model::Config;
 
@@ -184,7 +185,9 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
 fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     let completions = s.prompts_per_step * s.samples_per_prompt;
     let updates = s.steps * s.inner_epochs * s.minibatches;
-    let most = (completions * s.sampling.max_tokens) as u64;
+    let greedy = if s.needs_greedy() { s.prompts_per_step } else { 0 };
+    let times = 1 + u64::from(s.refill());
+    let most = ((completions + greedy) * s.sampling.max_tokens) as u64 * times;
     let mut figures = vec![
         ("rounds", grouped(s.steps as u64)),
         (
@@ -196,6 +199,12 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         ("optimiser steps", grouped(updates as u64)),
         ("sampled tokens", format!("at most {} a round, {} in all", grouped(most), grouped(most * s.steps as u64))),
     ];
+    if greedy > 0 {
+        figures.push(("greedy completions", format!("{greedy} more a round, for the baseline")));
+    }
+    if times > 1 {
+        figures.push(("refilling", format!("dropped groups are sampled anew, at most {} times a round", s.refill())));
+    }
     let reference = s.objective.needs().contains(temper_algo::Needs::LOGP_REF);
     let needs: Vec<&str> = s.objective.needs().names().collect();
     figures.push((
@@ -204,6 +213,16 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     ));
     if reference {
         figures.push(("extra pass", "log-probabilities of the reference model".into()));
+    }
+    let wider = match s.objective.coupling() {
+        Coupling::Token => None,
+        Coupling::Sequence => Some("sequences"),
+        Coupling::Group => Some("groups"),
+        Coupling::Step => Some("the whole step"),
+    };
+    if let Some(wider) = wider {
+        figures
+            .push(("one more pass", format!("the policy forward, since the objective couples the tokens of {wider}")));
     }
     // A group is never split, so the largest micro-batch holds at least one.
     let group = s.max_prompt_tokens + s.samples_per_prompt * s.sampling.max_tokens;

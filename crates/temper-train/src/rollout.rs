@@ -1,7 +1,8 @@
 //! Rollouts: tasks drawn, groups sampled, completions scored.
 
 use serde::Serialize;
-use temper_algo::split_seed;
+use temper_algo::seed::SplitMix64;
+use temper_algo::{Fate, GroupRewards, Rollouts, ShapingInput, fates, split_seed};
 use temper_data::{Tokenizer, encode_prompt};
 use temper_env::{Scorer, Task, TaskSet, Transcript, Verdict};
 use temper_model::{Completion, Engine, Model, Request, Stop};
@@ -20,6 +21,8 @@ use crate::watch;
 pub const SAMPLE: u64 = 2;
 const SOURCE: u64 = 3;
 const MIX: u64 = 4;
+/// Randomness of reward shaping.
+pub const NOISE: u64 = 5;
 
 /// One completion of a task.
 #[derive(Debug, Clone)]
@@ -66,12 +69,18 @@ pub struct Group {
     pub prompt: Vec<u32>,
     /// The completions, G of them.
     pub rollouts: Vec<Rollout>,
-    /// Their advantages.
-    pub adv: Vec<f64>,
+    /// A greedy completion, where a part needs its reward.
+    pub greedy: Option<Rollout>,
+    /// Rewards `[G]` after shaping; as scored where nothing shapes them.
+    pub shaped: Vec<f64>,
+    /// Which completions are trained on `[G]`.
+    pub fates: Vec<Fate>,
+    /// Advantages of their tokens `[G][T]`; empty for completions that are not trained on.
+    pub adv: Vec<Vec<f64>>,
 }
 
 impl Group {
-    /// Rewards of the completions.
+    /// Rewards of the completions, as scored.
     pub fn rewards(&self) -> Vec<f64> {
         self.rollouts.iter().map(Rollout::reward).collect()
     }
@@ -82,6 +91,37 @@ impl Group {
     /// Their share.
     pub fn success(&self) -> f64 {
         self.passes() as f64 / self.rollouts.len().max(1) as f64
+    }
+    /// Whether no completion of it is trained on.
+    pub fn dropped(&self) -> bool {
+        !self.fates.contains(&Fate::Kept)
+    }
+    /// The group with the completions that are trained on alone; nothing of a dropped one.
+    pub fn trained(mut self) -> Option<Self> {
+        let kept = || {
+            let mut fates = self.fates.iter();
+            move || fates.next() == Some(&Fate::Kept)
+        };
+        let (mut stays, mut counts) = (kept(), kept());
+        self.rollouts.retain(|_| stays());
+        self.adv.retain(|_| counts());
+        (!self.rollouts.is_empty()).then_some(self)
+    }
+    /// Tokens that were computed in sampling it: the prompt once, and all completions.
+    pub fn sampled_tokens(&self) -> u64 {
+        (self.tokens() + self.greedy.as_ref().map_or(0, |g| g.tokens.len())) as u64
+    }
+    /// Mean advantage of completion `i`; 0 where it is not trained on.
+    pub fn mean_adv(&self, i: usize) -> f64 {
+        self.adv.get(i).map_or(0.0, |adv| adv.iter().sum::<f64>() / adv.len().max(1) as f64)
+    }
+    /// Completion lengths `[G]`, tokens.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.rollouts.iter().map(|r| r.tokens.len()).collect()
+    }
+    /// Reward parts `[G][K]`, unweighted.
+    fn parts(&self, parts: usize) -> Vec<Vec<f64>> {
+        self.rollouts.iter().map(|r| (0..parts).map(|k| r.part(k)).collect()).collect()
     }
     /// Sampled tokens.
     pub fn scored(&self) -> usize {
@@ -117,7 +157,7 @@ impl Sources {
         Ok(Self { sets, shares: stage.tasks.iter().map(|t| t.share).collect(), seed })
     }
 
-    /// The tasks of the next round with their prompts; prompts that are too long are passed over and counted.
+    /// The next `n` tasks with their prompts; prompts that are too long are passed over and counted.
     ///
     /// `context` is the model's longest sequence.
     pub fn draw(
@@ -125,12 +165,13 @@ impl Sources {
         ctx: &mut Context,
         stage: &OnlineStage,
         context: usize,
+        n: usize,
         progress: &mut Progress,
     ) -> Result<Vec<(Task, Vec<u32>)>> {
         let most = stage.max_prompt_tokens.min(context - 1);
         let mut drawn = vec![];
         let mut passed = 0;
-        while drawn.len() < stage.prompts_per_step {
+        while drawn.len() < n {
             let source = self.source(progress.drawn);
             progress.drawn += 1;
             let task = self.task(source, progress)?;
@@ -237,11 +278,26 @@ pub fn sample(
         None,
         &mut |_, _| {},
     )?;
-    let groups = tasks.into_iter().zip(completions).map(|((task, prompt), done)| {
+    let mut groups = vec![];
+    for ((task, prompt), done) in tasks.into_iter().zip(completions) {
         let rollouts = done.into_iter().map(|c| rollout(ctx, c, &stage.sampling)).collect::<Result<Vec<_>>>()?;
-        Ok(Group { task, prompt, rollouts, adv: vec![] })
-    });
-    groups.collect()
+        groups.push(Group { task, prompt, rollouts, greedy: None, shaped: vec![], fates: vec![], adv: vec![] });
+    }
+    if stage.needs_greedy() {
+        sample_greedy(ctx, model, stage, &mut groups)?;
+    }
+    Ok(groups)
+}
+
+/// Adds a greedy completion to every group: the baseline of ReMax.
+fn sample_greedy(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &mut [Group]) -> Result<()> {
+    let rules = Generation { temperature: 0.0, top_k: None, top_p: None, min_p: None, ..stage.sampling.clone() };
+    let requests: Vec<Request> = groups.iter().map(|g| Request { prompt: g.prompt.clone(), seeds: vec![0] }).collect();
+    let done = complete(ctx.ops(), ctx.tokenizer()?, model, &requests, &rules, stage.max_batch, None, &mut |_, _| {})?;
+    for (group, completions) in groups.iter_mut().zip(done) {
+        group.greedy = completions.into_iter().next().map(|c| rollout(ctx, c, &rules)).transpose()?;
+    }
+    Ok(())
 }
 
 /// Runs requests with a recipe's sampling rules, stop strings included. A `stop` that is requested meanwhile ends it with
@@ -280,7 +336,7 @@ pub fn score(scorer: &mut Scorer, groups: &mut [Group]) -> Result<()> {
     let transcripts: Vec<Transcript> = groups
         .iter()
         .flat_map(|g| {
-            g.rollouts.iter().map(|r| Transcript {
+            g.rollouts.iter().chain(&g.greedy).map(|r| Transcript {
                 task: &g.task,
                 text: &r.text,
                 n_tokens: r.tokens.len(),
@@ -290,9 +346,95 @@ pub fn score(scorer: &mut Scorer, groups: &mut [Group]) -> Result<()> {
         .collect();
     let verdicts = scorer.score(&transcripts)?;
     drop(transcripts);
-    let rollouts = groups.iter_mut().flat_map(|g| g.rollouts.iter_mut());
+    let rollouts = groups.iter_mut().flat_map(|g| g.rollouts.iter_mut().chain(&mut g.greedy));
     rollouts.zip(verdicts).for_each(|(r, v)| r.verdict = Some(v));
     Ok(())
+}
+
+/// Shapes the rewards of scored groups and decides which completions are trained on. Noise is a function of (`seed`, slot,
+/// sample).
+pub fn shape(stage: &OnlineStage, groups: &mut [Group], step: u64, seed: u64) -> Result<()> {
+    for (slot, group) in groups.iter_mut().enumerate() {
+        group.shaped = shaped(stage, group, step, split_seed(seed, &[slot as u64]))?;
+        let truncated: Vec<bool> = group.rollouts.iter().map(Rollout::truncated).collect();
+        group.fates = fates(&stage.group, &Rollouts { rewards: &group.shaped, truncated: &truncated });
+    }
+    Ok(())
+}
+
+fn shaped(stage: &OnlineStage, group: &Group, step: u64, seed: u64) -> Result<Vec<f64>> {
+    let names: Vec<&str> = stage.rewards.iter().map(|r| r.name.as_str()).collect();
+    let weights: Vec<f64> = stage.rewards.iter().map(|r| r.weight).collect();
+    let parts = group.parts(names.len());
+    let lengths = group.lengths();
+    let draw = |i: usize| SplitMix64::new(split_seed(seed, &[i as u64])).next_f64();
+    let draws: Vec<f64> = (0..group.rollouts.len()).map(draw).collect();
+    let input = ShapingInput {
+        names: &names,
+        weights: &weights,
+        parts: &parts,
+        lengths: &lengths,
+        greedy: group.greedy.as_ref().map(Rollout::reward),
+        draws: &draws,
+        step,
+    };
+    stage.shaping.iter().try_fold(group.rewards(), |rewards, s| Ok(s.apply(&rewards, &input)?))
+}
+
+/// Advantages of all tokens that are trained on, over the completions of the round that count.
+pub fn advantages(stage: &OnlineStage, groups: &mut [Group], progress: &mut Progress) -> Result<()> {
+    // A group without any is not there: neither bundles nor means see it.
+    let counted: Vec<Counted> = (0..groups.len())
+        .map(|index| Counted::new(index, &groups[index], stage.rewards.len()))
+        .filter(|c| !c.members.is_empty())
+        .collect();
+    groups.iter_mut().for_each(|g| g.adv = vec![vec![]; g.rollouts.len()]);
+    let views: Vec<GroupRewards> = counted.iter().map(Counted::view).collect();
+    let part_weights: Vec<f64> = stage.rewards.iter().map(|r| r.weight).collect();
+    let round = temper_algo::Round { groups: &views, part_weights: &part_weights, state: progress.advantage };
+    let all = stage.objective.advantage.advantages(&round)?;
+    progress.advantage = stage.objective.advantage.remember(&round);
+    for (g, counted) in counted.iter().enumerate() {
+        let group = &mut groups[counted.index];
+        for (i, rollout) in counted.members.iter().enumerate().filter(|(_, r)| group.fates[**r] == Fate::Kept) {
+            group.adv[*rollout] = all.tokens(g, i, counted.lengths[i]);
+        }
+    }
+    Ok(())
+}
+
+/// The completions of a group that count where it is compared.
+struct Counted {
+    index: usize,
+    members: Vec<usize>,
+    rewards: Vec<f64>,
+    parts: Vec<Vec<f64>>,
+    lengths: Vec<usize>,
+    greedy: Option<f64>,
+}
+
+impl Counted {
+    fn new(index: usize, group: &Group, parts: usize) -> Self {
+        let members: Vec<usize> = (0..group.rollouts.len()).filter(|i| group.fates[*i] != Fate::Dropped).collect();
+        let (rows, lengths) = (group.parts(parts), group.lengths());
+        Self {
+            index,
+            rewards: members.iter().map(|i| group.shaped[*i]).collect(),
+            parts: members.iter().map(|i| rows[*i].clone()).collect(),
+            lengths: members.iter().map(|i| lengths[*i]).collect(),
+            greedy: group.greedy.as_ref().map(Rollout::reward),
+            members,
+        }
+    }
+
+    fn view(&self) -> GroupRewards<'_> {
+        GroupRewards {
+            parts: &self.parts,
+            lengths: &self.lengths,
+            greedy: self.greedy,
+            ..GroupRewards::new(&self.rewards)
+        }
+    }
 }
 
 /// One line of `rollouts.jsonl`.

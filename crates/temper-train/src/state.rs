@@ -31,6 +31,9 @@ pub struct Progress {
     pub cursors: Vec<u64>,
     /// Tasks left out so far because their prompt was too long.
     pub too_long: u64,
+    /// What the advantage of an online stage remembers.
+    #[serde(default)]
+    pub advantage: temper_algo::AdvantageState,
 }
 
 impl Progress {

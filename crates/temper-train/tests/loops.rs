@@ -123,8 +123,7 @@ fn the_first_ratio_is_exactly_one_whatever_the_micro_batches() {
 #[test]
 fn a_second_pass_moves_the_ratio_away_from_one() {
     let (_base, dir) = fresh();
-    go(&dir, &["stage.grpo.inner_epochs=2", "stage.grpo.minibatches=3", "stage.grpo.drop_constant_groups=false"])
-        .unwrap();
+    go(&dir, &["stage.grpo.inner_epochs=2", "stage.grpo.minibatches=3", "stage.grpo.group=[]"]).unwrap();
     assert!(lines(&dir, "grpo").iter().all(|r| number(r, "ratio/max") > 1.0));
 }
 
@@ -216,6 +215,70 @@ fn constant_groups_are_reported_and_take_no_step() {
         assert!(round.get("loss").is_none());
     }
     assert!(bits(&dir, "stages/sft/model.safetensors") == bits(&dir, "stages/grpo/model.safetensors"));
+}
+
+#[test]
+fn constant_groups_are_replaced_up_to_the_cap() {
+    let (_base, dir) = fresh();
+    let refill = "stage.grpo.group=[{kind=\"drop_constant\",refill=2}]";
+    go(&dir, &["stage.grpo.rewards=[{name=\"n\",kind=\"length\",max=1000}]", refill, "stage.grpo.steps=1"]).unwrap();
+    let round = &lines(&dir, "grpo")[0];
+    let names = ["groups/dropped_ratio", "groups/refilled", "groups/missing"];
+    assert_eq!(names.map(|name| number(round, name)), [1.0, 6.0, 3.0]);
+    assert!(round.get("loss").is_none());
+    let sampled = fs::read_to_string(dir.join("rollouts.jsonl")).unwrap();
+    assert_eq!(sampled.lines().count(), 9 * 4, "what was replaced is logged too");
+}
+
+/// Refilling, down-sampling, masking, shaping with noise and the tracked quantiles, stopped after every round.
+#[test]
+fn shaped_groups_resume_with_the_same_bits() {
+    let sets = [
+        "stage.grpo.rewards=[{name=\"hex\",kind=\"format\",pattern=\"[0-9a-f]\"}]",
+        "stage.grpo.shaping=[{kind=\"flip\",part=\"hex\",probability=0.2},{kind=\"length_budget\",start=6,weight=0.1}]",
+        "stage.grpo.group=[{kind=\"drop_constant\",refill=1},{kind=\"mask_truncated\"},{kind=\"down_sample\",keep=3}]",
+        "stage.grpo.objective={advantage={kind=\"risk\",bundle=3,rate=0.1}}",
+        "stage.grpo.checkpoint_every=1",
+        "stage.sft.steps=1",
+    ];
+    let (_base, whole) = fresh();
+    go(&whole, &sets).unwrap();
+    let rounds = lines(&whole, "grpo");
+    assert!(rounds.iter().all(|r| r.get("reward_shaped").is_some() && r.get("risk/quantile_low").is_some()));
+    assert!(rounds.iter().any(|r| number(r, "completions/left_out_ratio") > 0.0));
+    let recipe = parsed(RECIPE, &sets);
+    for after in 2..4 {
+        let (_base, dir) = fresh();
+        let stop = Stop::new();
+        let options = RunOptions { resume: true, ..RunOptions::default() };
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop).unwrap();
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
+        same_run(&whole, &dir);
+    }
+}
+
+/// Greedy baselines, advantages per token, and everything of a group masked away.
+#[test]
+fn advantages_of_every_shape_run() {
+    let one = ["stage.sft.steps=1", "stage.grpo.steps=1", "stage.grpo.group=[]"];
+    let with = |set: &str| {
+        let (base, dir) = fresh();
+        go(&dir, &[&one[..], &[set]].concat()).unwrap();
+        (lines(&dir, "grpo").remove(0), base)
+    };
+    let (remax, _a) = with("stage.grpo.objective={advantage={kind=\"remax\"},surrogate={kind=\"reinforce\"}}");
+    assert!((0.0..=1.5).contains(&number(&remax, "reward_greedy")) && number(&remax, "grad_norm") >= 0.0);
+    let (tokens, _b) = with("stage.grpo.objective={advantage={kind=\"reinforce_plus_plus\",gamma=0.9}}");
+    assert!(number(&tokens, "grad_norm") > 0.0 && number(&tokens, "ratio/max") == 1.0);
+    let (batch, _c) = with("stage.grpo.objective={advantage={kind=\"gdpo\"},weighting={kind=\"sequence_sum\"}}");
+    assert!(number(&batch, "grad_norm") > 0.0);
+    // Cut off after one token, every completion is masked: no step is taken.
+    let mask = ["stage.grpo.sampling.max_tokens=1", "stage.grpo.group=[{kind=\"mask_truncated\"}]"];
+    let (_base, dir) = fresh();
+    go(&dir, &[&one[..2], &mask[..]].concat()).unwrap();
+    let masked = &lines(&dir, "grpo")[0];
+    assert!(number(masked, "completions/clipped_ratio") > 0.0);
+    assert!(number(masked, "groups/dropped_ratio") > 0.0 || number(masked, "completions/left_out_ratio") > 0.0);
 }
 
 #[test]
@@ -325,6 +388,14 @@ fn settings_that_cannot_work_are_found_before_anything_runs() {
         ("stage.grpo.sampling.stop=[\"\"]", "stop"),
         ("stage.grpo.rewards=[{name=\"a\",kind=\"verifier\"},{name=\"a\",kind=\"verifier\"}]", "same name"),
         ("stage.grpo.objective={kl={beta=0.1}}", "reference"),
+        ("stage.grpo.objective={advantage={kind=\"gae\"}}", "does not have yet"),
+        ("stage.grpo.objective={advantage={kind=\"process\"}}", "steps"),
+        ("stage.grpo.objective={advantage={kind=\"pass_at_k\",k=9}}", "k is 9"),
+        ("stage.grpo.objective={advantage={kind=\"risk\",bundle=2}}", "bundle is 2"),
+        ("stage.grpo.group=[{kind=\"down_sample\",keep=4}]", "keep is 4"),
+        ("stage.grpo.group=[{kind=\"down_sample\",keep=1}]", "at least 2 rollouts"),
+        ("stage.grpo.group=[{kind=\"drop_constant\",refill=1000}]", "refill"),
+        ("stage.grpo.shaping=[{kind=\"flip\",part=\"wrong\",probability=0.1}]", "no reward part `wrong`"),
         ("model.reference.policy_at=stage_start", "no effect"),
         ("stage.grpo.from=nowhere", "nowhere"),
         ("retain.copying.samples=0", "samples"),

@@ -5,15 +5,105 @@ use std::ops::Range;
 
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
-    Advantage, Controller, Correction, EntropyBonus, KlEstimator, KlPenalty, Level, OffPolicyMask, PolicyObjective,
-    Ratio, Rows, Schedule, Surrogate, TokenObjective, TopEntropy, Weighting,
+    Advantage, Controller, Correction, Curve, DownSampleRule, EntropyBonus, GpgCount, GroupShaper, KlEstimator,
+    KlPenalty, Level, Moving, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows, Schedule, Surrogate,
+    TokenObjective, TopEntropy, Weighting, Whiten,
 };
 
 pub fn every_advantage() -> Vec<Advantage> {
-    let list = vec![Advantage::GroupZScore { eps: 1e-4 }, Advantage::GroupMean {}];
+    let list = vec![
+        Advantage::GroupZScore { eps: 1e-4 },
+        Advantage::GroupMean {},
+        Advantage::BatchZScore { eps: 1e-4 },
+        Advantage::Rloo { whiten: Whiten::None },
+        Advantage::Rloo { whiten: Whiten::Rollout },
+        Advantage::Rloo { whiten: Whiten::Token },
+        Advantage::ReinforcePlusPlus { group_mean: false, gamma: 1.0 },
+        Advantage::ReinforcePlusPlus { group_mean: true, gamma: 0.9 },
+        Advantage::Remax { token_values: false },
+        Advantage::Remax { token_values: true },
+        Advantage::Opo {},
+        Advantage::Gpg { count: GpgCount::Informative },
+        Advantage::Gpg { count: GpgCount::NonzeroReward },
+        Advantage::MaxRl {},
+        Advantage::Gdpo { eps: 1e-4, whiten: Whiten::Rollout },
+        Advantage::Gdpo { eps: 1e-6, whiten: Whiten::Token },
+        Advantage::PassAtK { k: 2, threshold: 0.5, eps: 1e-6 },
+        Advantage::GrpoPassk { scale: true, eps: 1e-6 },
+        Advantage::GrpoPassk { scale: false, eps: 1e-6 },
+        Advantage::BestOf { keep: 2 },
+        Advantage::Returns { baseline: 0.25, gamma: 1.0 },
+        Advantage::Returns { baseline: 0.0, gamma: 0.5 },
+        Advantage::Gae { gamma: 1.0, lambda: 0.95, whiten: true },
+        Advantage::Gae { gamma: 0.9, lambda: 0.5, whiten: false },
+        Advantage::Process { outcome: false, eps: 1e-4 },
+        Advantage::Process { outcome: true, eps: 1e-6 },
+        Advantage::Risk { bundle: 2, low: 0.2, high: 0.8, tail_weight: 1.5, rate: 0.05 },
+    ];
     for item in &list {
         match item {
-            Advantage::GroupZScore { .. } | Advantage::GroupMean {} => {}
+            Advantage::GroupZScore { .. }
+            | Advantage::GroupMean {}
+            | Advantage::BatchZScore { .. }
+            | Advantage::Rloo { .. }
+            | Advantage::ReinforcePlusPlus { .. }
+            | Advantage::Remax { .. }
+            | Advantage::Opo {}
+            | Advantage::Gpg { .. }
+            | Advantage::MaxRl {}
+            | Advantage::Gdpo { .. }
+            | Advantage::PassAtK { .. }
+            | Advantage::GrpoPassk { .. }
+            | Advantage::BestOf { .. }
+            | Advantage::Returns { .. }
+            | Advantage::Gae { .. }
+            | Advantage::Process { .. }
+            | Advantage::Risk { .. } => {}
+        }
+    }
+    list
+}
+
+pub fn every_group_shaper() -> Vec<GroupShaper> {
+    let rules = [DownSampleRule::MaxVariance, DownSampleRule::Extremes, DownSampleRule::Best];
+    let down = |rule| [true, false].map(|counts| GroupShaper::DownSample { keep: 2, rule, counts });
+    let mut list = vec![GroupShaper::DropConstant { refill: 3 }, GroupShaper::MaskTruncated { counts: false }];
+    list.extend(rules.into_iter().flat_map(down));
+    for item in &list {
+        match item {
+            GroupShaper::DropConstant { .. } | GroupShaper::MaskTruncated { .. } | GroupShaper::DownSample { .. } => {}
+        }
+    }
+    list
+}
+
+pub fn every_reward_shaping() -> Vec<RewardShaping> {
+    let list = vec![
+        RewardShaping::Constraint { parts: vec!["style".into()], violated: -0.5, calibrate: true },
+        RewardShaping::Trust { outcome: "right".into(), process: "style".into(), coef: 0.3, anneal_steps: 50.0 },
+        RewardShaping::Flip { part: "right".into(), probability: 0.25 },
+        RewardShaping::LengthBudget { start: 8.0, decay: 0.5, every: 3, weight: 0.5 },
+    ];
+    for item in &list {
+        match item {
+            RewardShaping::Constraint { .. }
+            | RewardShaping::Trust { .. }
+            | RewardShaping::Flip { .. }
+            | RewardShaping::LengthBudget { .. } => {}
+        }
+    }
+    list
+}
+
+pub fn every_moving_knob() -> Vec<Moving> {
+    let list = vec![
+        Moving::Schedule { from: 0.1, to: 0.01, curve: Curve::Exponential, begin: 0.1, end: 0.9 },
+        Moving::AdaptiveKl { init: 0.1, target: 6.0, rate: 0.1 },
+        Moving::TargetEntropy { init: 0.0, target: 0.2, delta: 0.005, min: 0.0, max: 0.05, only_below: true },
+    ];
+    for item in &list {
+        match item {
+            Moving::Schedule { .. } | Moving::AdaptiveKl { .. } | Moving::TargetEntropy { .. } => {}
         }
     }
     list
@@ -148,11 +238,22 @@ pub fn every_token_objective() -> Vec<TokenObjective> {
 }
 
 pub fn every_weighting() -> Vec<Weighting> {
-    let list =
-        vec![Weighting::Token {}, Weighting::Sequence {}, Weighting::Constant { tokens: 16 }, Weighting::Group {}];
+    let list = vec![
+        Weighting::Token {},
+        Weighting::Sequence {},
+        Weighting::SequenceSum {},
+        Weighting::Sum {},
+        Weighting::Constant { tokens: 16 },
+        Weighting::Group {},
+    ];
     for item in &list {
         match item {
-            Weighting::Token {} | Weighting::Sequence {} | Weighting::Constant { .. } | Weighting::Group {} => {}
+            Weighting::Token {}
+            | Weighting::Sequence {}
+            | Weighting::SequenceSum {}
+            | Weighting::Sum {}
+            | Weighting::Constant { .. }
+            | Weighting::Group {} => {}
         }
     }
     list

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use temper_algo::{Coupling, KlEstimator, Needs, Schedule, Warmup, Weighting};
+use temper_algo::{GroupShaper, Needs, Schedule, Warmup, Weighting};
 use temper_env::TaskSource;
 
 use super::{
@@ -15,6 +15,8 @@ const MOST: usize = 100_000_000;
 
 /// The most completions that one measurement holds in memory.
 const MOST_MEASURED: usize = 1_000_000;
+/// The most times that a round may sample to replace groups that were dropped.
+const MOST_REFILLS: u32 = 100;
 
 /// How bad a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -405,7 +407,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     for (name, value) in positive {
         found.positive(at, name, value);
     }
-    found.parts(at, "objective", s.objective.check(s.samples_per_prompt));
+    group_problems(at, s, found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,
@@ -425,13 +427,6 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
             at,
             "the `correction` compares log-probabilities as sampled with those before the update, and here they are the same numbers",
             "remove `correction`: sampler and trainer agree bit for bit, and every step trains on its own samples",
-        );
-    }
-    if s.objective.coupling() == Coupling::Step {
-        found.error(
-            at,
-            "the objective chooses tokens over the whole optimiser step, and the loop sees one micro-batch at a time",
-            "use a surrogate that looks no further than a group, and no `top_entropy`",
         );
     }
     generation_problems(at, &s.sampling, found);
@@ -463,13 +458,6 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     if completions > MOST {
         found.error(at, format!("a round samples {completions} completions"), format!("sample at most {MOST}"));
     }
-    if s.objective.kl.is_some_and(|kl| kl.estimator == (KlEstimator::K1 {})) {
-        found.warn(
-            at,
-            "the gradient of `k1` as a loss term is zero on average",
-            "use `k2` or `k3`, whose gradients are not",
-        );
-    }
 }
 
 /// `steps`: optimiser steps, where the recipe says.
@@ -483,6 +471,49 @@ fn schedule_problems(at: &str, schedule: &Schedule, steps: Option<usize>, found:
             at,
             format!("the warm-up of {warmup} steps is not over after the stage's {steps}"),
             "warm up for fewer steps: the learning rate never reaches its peak",
+        );
+    }
+}
+
+/// Rewards of a group: their shaping, who is trained on, and what they are compared with.
+fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
+    let names: Vec<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
+    let (advantage, needs) = (s.objective.advantage, s.objective.needs());
+    found.parts(at, "objective", s.objective.check(s.counted_samples()));
+    let round = advantage.check_round(s.prompts_per_step, s.counted_samples());
+    found.parts(at, "objective.advantage", round);
+    s.shaping.iter().for_each(|shaping| found.parts(at, "shaping", shaping.check(&names)));
+    s.group.iter().for_each(|shaper| found.parts(at, "group", shaper.check(s.samples_per_prompt)));
+    for (need, name, what) in
+        [(Needs::VALUE, "value", "a critic's values"), (Needs::STEPS, "steps", "rewards of steps")]
+    {
+        if needs.contains(need) {
+            found.error(
+                at,
+                format!("the advantage reads `{name}`: {what}, which the online loop does not have yet"),
+                "use an advantage that compares the rollouts of a group, such as `group_z_score`",
+            );
+        }
+    }
+    if s.refill() > MOST_REFILLS {
+        found.error(
+            at,
+            format!("`refill` is {}", s.refill()),
+            format!("a round that finds nothing samples that often: use at most {MOST_REFILLS}"),
+        );
+    }
+    let drops = s.group.iter().any(|g| matches!(g, GroupShaper::DropConstant { .. }));
+    if drops && s.samples_per_prompt == 1 {
+        found.error(
+            at,
+            "a group of one rollout is constant, so `drop_constant` would leave out everything",
+            "set `group = []`",
+        );
+    } else if drops && !needs.contains(Needs::GROUP) {
+        found.warn(
+            at,
+            "`drop_constant` leaves out groups that this advantage learns from: it does not compare within the group",
+            "set `group = []` to train on all of them",
         );
     }
 }

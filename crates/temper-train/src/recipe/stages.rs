@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use temper_algo::{PolicyObjective, Schedule, TokenObjective, Weighting};
+use temper_algo::{GroupShaper, Needs, PolicyObjective, RewardShaping, Schedule, TokenObjective, Weighting};
 use temper_env::{RewardPart, TaskSource};
 
 use super::parts::{Batch, Clip, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape};
@@ -186,9 +186,13 @@ pub struct OnlineStage {
     /// Advantage, ratio, surrogate, KL term and weighting.
     #[serde(default)]
     pub objective: PolicyObjective,
-    /// Leave groups whose rewards are all equal out of the update; the share is reported either way (default true).
-    #[serde(default = "yes")]
-    pub drop_constant_groups: bool,
+    /// What changes the rewards of a group before it is compared, in order (default nothing).
+    #[serde(default)]
+    pub shaping: Vec<RewardShaping>,
+    /// Which completions of a group are trained on, in order (default `[{ kind = "drop_constant" }]`: groups whose rewards are all
+    /// equal are left out; `[]` trains on everything).
+    #[serde(default = "drop_constant")]
+    pub group: Vec<GroupShaper>,
     /// Passes over a round's completions (default 1).
     #[serde(default = "inner_epochs")]
     pub inner_epochs: usize,
@@ -220,6 +224,26 @@ pub struct OnlineStage {
     pub log_rollouts_every: usize,
 }
 
+impl OnlineStage {
+    /// Whether every prompt needs a greedy completion beside its samples.
+    pub fn needs_greedy(&self) -> bool {
+        self.objective.needs().contains(Needs::GREEDY) || self.shaping.iter().any(RewardShaping::needs_greedy)
+    }
+
+    /// How many more times a round may sample to replace groups that were dropped.
+    pub fn refill(&self) -> u32 {
+        self.group.iter().map(|g| g.refill()).max().unwrap_or(0)
+    }
+
+    /// Completions of a prompt that its advantages are computed from, at most.
+    pub fn counted_samples(&self) -> usize {
+        self.group.iter().fold(self.samples_per_prompt, |n, g| match g {
+            GroupShaper::DownSample { keep, counts: false, .. } => n.min(*keep as usize),
+            GroupShaper::DownSample { .. } | GroupShaper::MaskTruncated { .. } | GroupShaper::DropConstant { .. } => n,
+        })
+    }
+}
+
 /// Measure tasks without training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -236,6 +260,9 @@ pub struct EvaluateStage {
 
 fn yes() -> bool {
     true
+}
+fn drop_constant() -> Vec<GroupShaper> {
+    vec![GroupShaper::DropConstant { refill: 0 }]
 }
 fn share() -> f64 {
     1.0

@@ -1,0 +1,152 @@
+//! What a group can take from elsewhere: a demonstration, an earlier answer, rollouts of other learners, a second budget.
+//!
+//! Pure decisions; sampling and storing are the loop's.
+
+use serde::{Deserialize, Serialize};
+
+use crate::seed::SplitMix64;
+
+/// When a group gets one more member that the policy did not sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InjectWhen {
+    /// When no rollout is right: a stored right answer (AR3PO, arXiv 2509.25808, B069) or a demonstration keeps the advantage
+    /// from vanishing.
+    #[default]
+    AllWrong,
+    /// Always (ViSurf, arXiv 2510.10606, B010).
+    Always,
+}
+
+impl InjectWhen {
+    /// Whether a group with these rewards gets one; right is a reward above `threshold`.
+    pub fn applies(self, rewards: &[f64], threshold: f64) -> bool {
+        match self {
+            Self::AllWrong => rewards.iter().all(|r| *r <= threshold),
+            Self::Always => true,
+        }
+    }
+}
+
+/// The reward of an injected member whose own reward is `label`. Once a rollout does as well, it is the mean of the rollouts, so
+/// that the member's group-relative advantage is exactly the rounding of 0 and the others' baseline stays where it was: the third
+/// reward control of ViSurf (arXiv 2510.10606, section 3.3). The other two, rollout style and no format reward for labels, are
+/// the caller's.
+///
+/// ```
+/// use temper_algo::group_reuse::injected_reward;
+/// assert_eq!(injected_reward(1.0, &[0.0, 0.5]), 1.0);
+/// assert_eq!(injected_reward(1.0, &[0.0, 1.0]), 0.5);
+/// ```
+pub fn injected_reward(label: f64, rewards: &[f64]) -> f64 {
+    if rewards.iter().any(|r| *r >= label) { rewards.iter().sum::<f64>() / rewards.len() as f64 } else { label }
+}
+
+/// A sampling budget spent in stages: prompts with a right answer stop, the others go on. Source: adaptive rollout in AR3PO,
+/// arXiv 2509.25808 (B069).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StagedBudget {
+    /// Samples of a prompt in one stage.
+    pub stage: u32,
+    /// Most samples of a prompt over all stages.
+    pub most: u32,
+}
+
+impl StagedBudget {
+    /// How many more samples a prompt gets after these rewards; 0: it is done.
+    pub fn next(self, rewards: &[f64], threshold: f64) -> u32 {
+        let solved = rewards.iter().any(|r| *r > threshold);
+        if solved { 0 } else { self.stage.min(self.most.saturating_sub(rewards.len() as u32)) }
+    }
+}
+
+/// Which groups a learner trains on: up to `local` of its own and `shared` of others', both drawn without replacement from those
+/// with a signal. Returns indices in ascending order. Source: SAPO (swarm sampling), arXiv 2509.08721 (B093).
+pub fn mix_shared(own: &[bool], others: &[bool], local: usize, shared: usize, seed: u64) -> (Vec<usize>, Vec<usize>) {
+    let mut rng = SplitMix64::new(seed);
+    let own = draw(informative(own), local, &mut rng);
+    (own, draw(informative(others), shared, &mut rng))
+}
+
+fn informative(signal: &[bool]) -> Vec<usize> {
+    (0..signal.len()).filter(|i| signal[*i]).collect()
+}
+
+fn draw(mut from: Vec<usize>, n: usize, rng: &mut SplitMix64) -> Vec<usize> {
+    let n = n.min(from.len());
+    for i in 0..n {
+        let j = i + rng.below(from.len() - i);
+        from.swap(i, j);
+    }
+    from.truncate(n);
+    from.sort_unstable();
+    from
+}
+
+/// How often each of the items is drawn in `draws` draws with probability proportional to its weight: the advantage-based batch
+/// shuffle of Shuffle-R1 (arXiv 2508.05612, B014) with `weight = |advantage|`. Without any weight above 0 every item is drawn
+/// once. Counts multiply the example weight.
+pub fn redraw(weights: &[f64], draws: usize, seed: u64) -> Vec<u32> {
+    let total: f64 = weights.iter().map(|w| w.max(0.0)).sum();
+    if total.partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater) || !total.is_finite() {
+        return vec![1; weights.len()];
+    }
+    let mut rng = SplitMix64::new(seed);
+    let mut counts = vec![0; weights.len()];
+    for _ in 0..draws {
+        counts[pick(weights, rng.next_f64() * total)] += 1;
+    }
+    counts
+}
+
+fn pick(weights: &[f64], mut at: f64) -> usize {
+    let mut last = 0;
+    for (i, w) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+        last = i;
+        at -= w;
+        if at < 0.0 {
+            break;
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn injection_by_hand() {
+        assert!(InjectWhen::AllWrong.applies(&[0.0, 0.5], 0.5) && !InjectWhen::AllWrong.applies(&[0.0, 1.0], 0.5));
+        assert!(InjectWhen::Always.applies(&[1.0], 0.5));
+        // The neutral label leaves the mean where it was.
+        let rewards = [0.0, 1.0, 1.0];
+        let label = injected_reward(1.0, &rewards);
+        let with = [0.0, 1.0, 1.0, label];
+        assert!((with.iter().sum::<f64>() / 4.0 - 2.0 / 3.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn budgets_by_hand() {
+        let budget = StagedBudget { stage: 4, most: 10 };
+        assert_eq!([0, 4, 8, 10].map(|n| budget.next(&vec![0.0; n], 0.5)), [4, 4, 2, 0]);
+        assert_eq!(budget.next(&[0.0, 1.0], 0.5), 0);
+    }
+
+    #[test]
+    fn shared_rollouts_have_a_signal() {
+        let (own, others) = mix_shared(&[true, false, true, true], &[false, true], 2, 3, 7);
+        assert_eq!((own.len(), others), (2, vec![1]));
+        assert!(!own.contains(&1) && own[0] < own[1]);
+        assert_eq!(mix_shared(&[true; 9], &[true; 9], 4, 4, 1), mix_shared(&[true; 9], &[true; 9], 4, 4, 1));
+    }
+
+    #[test]
+    fn redrawing_follows_the_weights() {
+        let counts = redraw(&[1.0, 0.0, 3.0], 4000, 5);
+        assert_eq!((counts.iter().sum::<u32>(), counts[1]), (4000, 0));
+        assert!((900..1100).contains(&counts[0]), "{counts:?}");
+        assert_eq!(redraw(&[0.0, 0.0], 5, 1), [1, 1]);
+    }
+}
