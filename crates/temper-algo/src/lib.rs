@@ -8,11 +8,11 @@
 //! | ratio | [`Ratio`] | `logp - logp_old` -> log-ratio a token |
 //! | surrogate | [`Surrogate`] | (log-ratio, adv, logp) -> x and its derivative |
 //! | KL | [`KlEstimator`] | (logp, logp_ref) -> x and its derivative |
-//! | token objective | [`TokenObjective`] | logp -> x and its derivative |
+//! | token objective | [`TokenObjective`] | logp (logp_ref, entropy, mean_logp) -> x and its derivatives |
 //! | weighting | [`Weighting`] | masks of the whole optimiser step -> `weight` |
 //! | schedule | [`Schedule`] | optimiser step -> multiplier |
 //!
-//! [`PolicyObjective`] puts the policy-gradient slots together. A part says which inputs it reads ([`Needs`]) and how far
+//! [`PolicyObjective`] puts the policy-gradient slots together, [`SupervisedObjective`] token objectives as a weighted list. A part says which inputs it reads ([`Needs`]) and how far
 //! its terms are coupled ([`Coupling`]).
 //!
 //! Averaging lives in the weights and nowhere else: they are computed once for the whole optimiser step, so the loss
@@ -26,20 +26,25 @@
 //! error.
 
 mod advantage;
+mod constraint;
 mod coupling;
 mod error;
+pub mod input;
 mod kl;
 mod needs;
 mod objective;
 mod ratio;
 mod schedule;
 pub mod seed;
+mod sensitivity;
 pub mod stats;
+mod supervised;
 mod surrogate;
 mod token_objective;
 mod weighting;
 
 pub use advantage::{Advantage, is_constant, sample_std};
+pub use constraint::SampleConstraint;
 pub use coupling::Coupling;
 pub use error::{Error, Problem};
 pub use kl::{KlEstimator, KlTerm};
@@ -48,6 +53,8 @@ pub use objective::{EntropyBonus, KlPenalty, PolicyMetrics, PolicyObjective, Pol
 pub use ratio::{MAX_LOG_RATIO, Ratio};
 pub use schedule::{Schedule, Warmup};
 pub use seed::split_seed;
+pub use sensitivity::sensitive;
+pub use supervised::{SupervisedObjective, SupervisedRows, SupervisedTerms, WeightedTerm};
 pub use surrogate::{ClipSide, Surrogate, SurrogateTerm};
-pub use token_objective::{TokenObjective, TokenTerms};
+pub use token_objective::{Direction, Divergence, TokenObjective, TokenTerm, TokenValues};
 pub use weighting::{SequenceMask, Weighting};

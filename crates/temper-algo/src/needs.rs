@@ -19,13 +19,16 @@ impl Needs {
     pub const VALUE: Self = Self(1 << 3);
     /// Rewards of at least two rollouts of the same prompt.
     pub const GROUP: Self = Self(1 << 4);
+    /// Mean of the log-probs of the whole vocabulary at each scored token.
+    pub const MEAN_LOGP: Self = Self(1 << 8);
 
-    const NAMES: [(Self, &'static str); 5] = [
+    const NAMES: [(Self, &'static str); 6] = [
         (Self::LOGP_OLD, "logp_old"),
         (Self::LOGP_REF, "logp_ref"),
         (Self::ENTROPY, "entropy"),
         (Self::VALUE, "value"),
         (Self::GROUP, "group"),
+        (Self::MEAN_LOGP, "mean_logp"),
     ];
 
     /// Both sets together.

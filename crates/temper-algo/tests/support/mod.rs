@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
-    Advantage, EntropyBonus, KlEstimator, KlPenalty, PolicyObjective, Ratio, Rows, Schedule, Surrogate, TokenObjective,
-    Weighting,
+    Advantage, Direction, Divergence, EntropyBonus, KlEstimator, KlPenalty, PolicyObjective, Ratio, Rows, Schedule,
+    Surrogate, TokenObjective, Weighting,
 };
 
 pub fn every_advantage() -> Vec<Advantage> {
@@ -50,10 +50,44 @@ pub fn every_kl() -> Vec<KlEstimator> {
 }
 
 pub fn every_token_objective() -> Vec<TokenObjective> {
-    let list = vec![TokenObjective::Nll {}];
+    let kl = |estimator, direction| TokenObjective::ReferenceKl { estimator, direction };
+    let f = |divergence| TokenObjective::FDivergence { divergence, beta: 0.4 };
+    let list = vec![
+        TokenObjective::Nll {},
+        TokenObjective::LabelSmoothing { eps: 0.1 },
+        TokenObjective::Dft {},
+        TokenObjective::Probability { q: 0.5, min_p: None, max_p: None },
+        TokenObjective::Probability { q: 1.0, min_p: Some(0.1), max_p: None },
+        TokenObjective::Probability { q: 3.0, min_p: None, max_p: Some(0.6) },
+        TokenObjective::Focal { gamma: 2.0 },
+        TokenObjective::Focal { gamma: 0.5 },
+        TokenObjective::Eaft { alpha: 1.5, scale: 3.0 },
+        kl(KlEstimator::K1 {}, Direction::Reverse),
+        kl(KlEstimator::K2 {}, Direction::Forward),
+        kl(KlEstimator::K3 {}, Direction::Reverse),
+        kl(KlEstimator::K3 {}, Direction::Forward),
+        TokenObjective::ReferenceWeighted { beta: 0.3 },
+        f(Divergence::Pearson),
+        f(Divergence::SquaredHellinger),
+        f(Divergence::JensenShannon),
+        f(Divergence::ReverseKl),
+        TokenObjective::Ift { gamma: 0.9, detach: false },
+        TokenObjective::Ift { gamma: 0.9, detach: true },
+        TokenObjective::EntropyBonus {},
+    ];
     for item in &list {
         match item {
-            TokenObjective::Nll {} => {}
+            TokenObjective::Nll {}
+            | TokenObjective::LabelSmoothing { .. }
+            | TokenObjective::Dft {}
+            | TokenObjective::Probability { .. }
+            | TokenObjective::Focal { .. }
+            | TokenObjective::Eaft { .. }
+            | TokenObjective::ReferenceKl { .. }
+            | TokenObjective::ReferenceWeighted { .. }
+            | TokenObjective::FDivergence { .. }
+            | TokenObjective::Ift { .. }
+            | TokenObjective::EntropyBonus {} => {}
         }
     }
     list

@@ -5,11 +5,13 @@
 //! loaded.
 
 mod check;
+mod input;
 mod load;
 mod parts;
 mod stages;
 
 pub use check::{Problem, Severity, check};
+pub use input::{Input, MaskInput};
 pub use load::{Loaded, RecipeError, apply_set, load, parse, to_toml};
 pub use parts::{
     Batch, Clip, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models, Optimizer,
