@@ -243,12 +243,12 @@ impl TokenObjective {
                 problems.extend(positive("scale", scale, "3 is about the entropy of 20 equally likely tokens"));
                 problems
             }
-            Self::ReferenceWeighted { beta } => positive("beta", beta, "0.04 is mild, 1 fades within a few nats a sequence"),
+            Self::ReferenceWeighted { beta } => positive("beta", beta, "0.04 is mild"),
             Self::FDivergence { beta, .. } => {
                 positive("beta", beta, "0.1 is usual; as it goes to 0 the term becomes NLL")
             }
             Self::Ift { gamma, .. } => {
-                expect(gamma > 0.0 && gamma <= 1.0, "gamma", gamma, "above 0 and at most 1", "0.95 is the released value")
+                expect(gamma > 0.0 && gamma <= 1.0, "gamma", gamma, "above 0 and at most 1", "0.95 is usual")
             }
         }
     }
