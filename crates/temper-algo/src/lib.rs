@@ -11,14 +11,14 @@
 //! | correction | [`Correction`] | `logp_old - logp_gen` -> factor a token |
 //! | surrogate | [`Surrogate`] | (log-ratio, adv, logp) -> x and its derivative |
 //! | KL | [`KlEstimator`] | (logp, logp_ref) -> x and its derivative |
-//! | token objective | [`TokenObjective`] | logp -> x and its derivative |
+//! | token objective | [`TokenObjective`] | logp (logp_ref, entropy, mean_logp) -> x and its derivatives |
 //! | weighting | [`Weighting`] | masks of the whole optimiser step -> `weight` |
 //! | schedule | [`Schedule`] | optimiser step -> multiplier |
 //! | controller | [`Controller`] | measurement -> next value of a coefficient |
 //! | knob | [`Knob`] | step, what was measured -> value of a setting |
 //! | critic | [`Critic`] | (value, return) -> x and its derivative |
 //!
-//! [`PolicyObjective`] puts the policy-gradient slots together. A part says which inputs it reads ([`Needs`]) and how far
+//! [`PolicyObjective`] puts the policy-gradient slots together, [`SupervisedObjective`] token objectives as a weighted list. A part says which inputs it reads ([`Needs`]) and how far
 //! its terms are coupled ([`Coupling`]).
 //!
 //! Averaging lives in the weights and nowhere else: they are computed once for the whole optimiser step, so the loss
@@ -33,12 +33,14 @@
 
 mod advantage;
 mod coefficients;
+mod constraint;
 mod controller;
 mod correction;
 mod coupling;
 mod error;
 pub mod group_reuse;
 mod group_shaper;
+pub mod input;
 mod kl;
 mod knob;
 mod metrics;
@@ -50,7 +52,9 @@ mod rows;
 mod schedule;
 pub mod seed;
 mod selection;
+mod sensitivity;
 pub mod stats;
+mod supervised;
 mod surrogate;
 mod token_objective;
 mod value;
@@ -61,6 +65,7 @@ pub use advantage::{
     returns_to_go, sample_std,
 };
 pub use coefficients::{TriceCoefficients, feedback_advantages, trice_coefficients};
+pub use constraint::SampleConstraint;
 pub use controller::{Controller, Reading};
 pub use correction::{Correction, Level};
 pub use coupling::Coupling;
@@ -77,7 +82,9 @@ pub use rows::Rows;
 pub use schedule::{Schedule, Warmup};
 pub use seed::split_seed;
 pub use selection::{OffPolicyMask, TopEntropy};
+pub use sensitivity::sensitive;
+pub use supervised::{SupervisedObjective, SupervisedRows, SupervisedTerms, WeightedTerm};
 pub use surrogate::{ClipSide, Surrogate, SurrogateInput, SurrogateTerm};
-pub use token_objective::{TokenObjective, TokenTerms};
+pub use token_objective::{Direction, Divergence, TokenObjective, TokenTerm, TokenValues};
 pub use value::{Critic, ValueTerm};
 pub use weighting::{SequenceMask, Weighting};

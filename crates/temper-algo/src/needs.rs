@@ -28,7 +28,10 @@ impl Needs {
     /// Rewards of steps inside the rollouts.
     pub const STEPS: Self = Self(1 << 11);
 
-    const NAMES: [(Self, &'static str); 9] = [
+    /// Mean of the log-probs of the whole vocabulary at each scored token.
+    pub const MEAN_LOGP: Self = Self(1 << 12);
+
+    const NAMES: [(Self, &'static str); 10] = [
         (Self::LOGP_OLD, "logp_old"),
         (Self::LOGP_REF, "logp_ref"),
         (Self::ENTROPY, "entropy"),
@@ -38,6 +41,7 @@ impl Needs {
         (Self::SUCCESS, "success"),
         (Self::GREEDY, "greedy"),
         (Self::STEPS, "steps"),
+        (Self::MEAN_LOGP, "mean_logp"),
     ];
 
     /// Both sets together.

@@ -1,15 +1,123 @@
-//! Objectives over given tokens (supervised fine-tuning): from log-prob to the per-token term.
+//! Objectives over given tokens (supervised fine-tuning): what one token's log-prob, and what goes with it, is worth.
+
+mod probability;
+mod reference;
+mod sequence;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Coupling, Error, Needs};
+use crate::{Coupling, KlEstimator, Needs, Problem};
+pub use reference::{Direction, Divergence};
+pub(crate) use sequence::{Sequence, Tokens};
 
-/// The supervised term of one token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+/// The supervised term of one token, to be minimised. `p = exp(logp)` is the given token's probability, `u = logp -
+/// logp_ref` its log-ratio to the reference role, `H` the entropy of the next-token distribution, all in nats.
+///
+/// "Detached" marks a coefficient that is read off the model but carries no gradient; x then is coefficient times NLL, and
+/// so is its slope.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum TokenObjective {
-    /// `x = -logp`: negative log-likelihood in nats.
+    /// `x = -logp`: negative log-likelihood.
     Nll {},
+    /// `x = (1 - eps) (-logp) + eps (-mean_logp)`, with `mean_logp` the mean of `logp` over the vocabulary: part of the target
+    /// is spread evenly over all V tokens, the given one included. PyTorch's `cross_entropy(label_smoothing=eps)`;
+    /// Szegedy et al., arXiv 1512.00567, section 7.
+    LabelSmoothing {
+        /// Share of the target that is spread, in (0, 1]. 0.1 is usual.
+        eps: f64,
+    },
+    /// `x = -p logp` with p detached: dynamic fine-tuning, TRL's `dft`. Wu et al., arXiv 2508.05629, equations 7 to 9. Its slope
+    /// is that of `probability` with q = 1.
+    Dft {},
+    /// `x = (1 - p^q) / q`: NLL as q goes to 0, `1 - p` at q = 1, and the larger q, the more the likely tokens count. Tokens
+    /// outside `min_p ..= max_p` have x = 0. Li et al., arXiv 2510.00526. Their code divides by the tokens inside
+    /// the bounds, we by all trained tokens: weights are known before the forward pass.
+    Probability {
+        /// The power, 0 or more.
+        q: f64,
+        /// Only tokens at least this likely (the paper's "only top p").
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        min_p: Option<f64>,
+        /// Only tokens at most this likely ("only bottom p").
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_p: Option<f64>,
+    },
+    /// `x = -(1 - p)^gamma logp`, gradient through both factors: tokens that are known already count less. Lin et al.,
+    /// arXiv 1708.02002, equation 4 (without the class weight).
+    Focal {
+        /// The power, above 0 (default 2, the paper's).
+        #[serde(default = "focal_gamma")]
+        gamma: f64,
+    },
+    /// `x = -(H / scale)^alpha logp` with H detached: tokens where the model is sure of something else count little. Entropy-
+    /// adaptive fine-tuning, Diao et al., arXiv 2601.02151. The released code takes the entropy of the 20 most
+    /// likely tokens and divides by 3 (about ln 20); ours is that of the whole vocabulary.
+    Eaft {
+        /// The power, above 0 (default 1, as released).
+        #[serde(default = "one")]
+        alpha: f64,
+        /// Entropy at which a token counts in full (default 3 nats, as released).
+        #[serde(default = "eaft_scale")]
+        scale: f64,
+    },
+    /// `x = kl(u)`: an estimate of the KL divergence between policy and reference at the given token alone. As data comes from
+    /// neither, k1 is NLL up to a constant and no estimator is unbiased: k2 and k3 are penalties that vanish where policy and
+    /// reference agree. Use it as a further term: with `dft` it anchors (ASFT, arXiv 2509.23753, whose released code sums the
+    /// KL of the reference to the policy over the whole vocabulary).
+    ReferenceKl {
+        /// The estimator (default k3).
+        #[serde(default)]
+        estimator: KlEstimator,
+        /// Of which to which (default `reverse`).
+        #[serde(default)]
+        direction: Direction,
+    },
+    /// `x = -2 sigmoid(-beta sum(u)) logp`, the sum over the trained tokens of the sequence and the coefficient detached: a
+    /// sequence that is far above the reference already stops pushing. MinorSFT, Xie et al., arXiv 2408.10642 (its gradient).
+    /// At the reference the coefficient is 1. The paper averages within sequences (weighting `sequence`).
+    ReferenceWeighted {
+        /// How fast the push fades, above 0.
+        beta: f64,
+    },
+    /// `x = -phi(beta u) / beta`, where `phi(r) = -f*(-r)` for the convex conjugate of the divergence: the implicit reward
+    /// `r = beta u` is fitted under another f-divergence than the total variation that gives SFT (phi(r) = r). Wang et al.,
+    /// arXiv 2507.00018. The paper's formulas could not be read; these follow from the variational form that it shares with
+    /// IQ-Learn (arXiv 2106.12142), token by token. Slopes are `-phi'(beta u)`, exactly -1 at the reference
+    /// whatever the divergence; where they would pass -4, x goes on linearly, so that far tokens stay finite.
+    FDivergence {
+        /// The divergence.
+        divergence: Divergence,
+        /// Scale of the implicit reward, above 0.
+        beta: f64,
+    },
+    /// `x_t = m c_t / sum(c) * l_t` with `l = -logp`, `c_t = sum over s >= t of gamma^(s-t) l_s` and m the trained tokens of the
+    /// sequence: a token is charged for what follows from it. Intuitive fine-tuning, Hua et al., arXiv 2405.11870, in the
+    /// normalised form of the released code (`propagation_side: left`, `L1`), whose gradient runs through the
+    /// coefficients as well. The paper's other half, blending the model's own guesses into the input, is the stage's.
+    Ift {
+        /// The discount, in (0, 1] (default 0.95, as released).
+        #[serde(default = "ift_gamma")]
+        gamma: f64,
+        /// Detach the coefficients (default false, as released).
+        #[serde(default)]
+        detach: bool,
+    },
+    /// `x = -H`: a bonus for uncertainty, as a further term.
+    EntropyBonus {},
+}
+
+fn one() -> f64 {
+    1.0
+}
+fn focal_gamma() -> f64 {
+    2.0
+}
+fn eaft_scale() -> f64 {
+    3.0
+}
+fn ift_gamma() -> f64 {
+    0.95
 }
 
 impl Default for TokenObjective {
@@ -18,77 +126,187 @@ impl Default for TokenObjective {
     }
 }
 
-/// The weighted terms of some scored tokens.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TokenTerms {
-    /// `sum(weight * x)`.
-    pub loss: f64,
-    /// `weight * dx/d(logp)` `[M]`.
-    pub d_logp: Vec<f64>,
+/// What is known of one given token.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenValues {
+    /// Its log-prob.
+    pub logp: f64,
+    /// Its log-prob under the reference role.
+    pub logp_ref: f64,
+    /// Entropy of the next-token distribution.
+    pub entropy: f64,
+    /// Mean of the log-probs of all V tokens.
+    pub mean_logp: f64,
+}
+
+/// Value and derivatives of one token's term.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenTerm {
+    /// The term, to be minimised.
+    pub x: f64,
+    /// dx/d(logp).
+    pub d_logp: f64,
+    /// dx/d(entropy).
+    pub d_entropy: f64,
+    /// dx/d(mean_logp).
+    pub d_mean_logp: f64,
+}
+
+impl TokenTerm {
+    /// `coefficient` times NLL.
+    pub(crate) fn nll(coefficient: f64, logp: f64) -> Self {
+        Self { x: -coefficient * logp, d_logp: -coefficient, ..Self::default() }
+    }
 }
 
 impl TokenObjective {
-    /// Value and derivative of one token's term.
-    pub fn term(self, logp: f64) -> (f64, f64) {
-        match self {
-            Self::Nll {} => (-logp, -1.0),
+    /// The term of one token alone. For an objective whose [`coupling`](Self::coupling) is a sequence, the term of a sequence
+    /// of this one token.
+    ///
+    /// ```
+    /// use temper_algo::{TokenObjective, TokenValues};
+    /// let half = TokenValues { logp: 0.5f64.ln(), ..TokenValues::default() };
+    /// let term = TokenObjective::Probability { q: 1.0, min_p: None, max_p: None }.term(&half);
+    /// assert_eq!((term.x, term.d_logp), (0.5, -0.5));
+    /// ```
+    pub fn term(&self, at: &TokenValues) -> TokenTerm {
+        let TokenValues { logp, logp_ref, entropy, mean_logp } = *at;
+        match *self {
+            Self::Nll {} => TokenTerm::nll(1.0, logp),
+            Self::LabelSmoothing { eps } => probability::label_smoothing(eps, logp, mean_logp),
+            Self::Dft {} => TokenTerm::nll(logp.exp(), logp),
+            Self::Probability { q, min_p, max_p } => probability::family(q, min_p, max_p, logp),
+            Self::Focal { gamma } => probability::focal(gamma, logp),
+            Self::Eaft { alpha, scale } => TokenTerm::nll((entropy.max(0.0) / scale).powf(alpha), logp),
+            Self::ReferenceKl { estimator, direction } => reference::kl(estimator, direction, logp, logp_ref),
+            Self::ReferenceWeighted { beta } => TokenTerm::nll(reference::minor(beta, logp - logp_ref), logp),
+            Self::FDivergence { divergence, beta } => divergence.term(beta, logp - logp_ref),
+            Self::Ift { .. } => TokenTerm::nll(1.0, logp),
+            Self::EntropyBonus {} => TokenTerm { x: -entropy, d_entropy: -1.0, ..TokenTerm::default() },
         }
     }
 
-    /// The terms of some scored tokens; tokens of weight 0 contribute exactly nothing, whatever they hold.
-    ///
-    /// # Shapes
-    /// `logp` and `weight`: `[M]`, any part of the step (see [`Coupling::Token`]).
-    ///
-    /// ```
-    /// use temper_algo::TokenObjective;
-    /// let terms = TokenObjective::Nll {}.terms(&[-1.0, -2.0], &[0.5, 0.25]).unwrap();
-    /// assert_eq!((terms.loss, terms.d_logp), (1.0, vec![-0.5, -0.25]));
-    /// ```
-    pub fn terms(self, logp: &[f64], weight: &[f64]) -> Result<TokenTerms, Error> {
-        if weight.len() != logp.len() {
-            return Err(Error::Length { name: "weight", got: weight.len(), expected: logp.len() });
+    /// How a whole sequence's terms come about, where they are not each token's own.
+    pub(crate) fn sequence(&self) -> Option<Sequence> {
+        match *self {
+            Self::ReferenceWeighted { beta } => Some(Sequence::Reference { beta }),
+            Self::Ift { gamma, detach } => Some(Sequence::Propagated { gamma, detach }),
+            _ => None,
         }
-        let mut terms = TokenTerms { loss: 0.0, d_logp: vec![0.0; logp.len()] };
-        for (row, (&logp, &weight)) in logp.iter().zip(weight).enumerate().filter(|(_, (_, w))| **w != 0.0) {
-            if !logp.is_finite() {
-                return Err(Error::NotFinite { name: "logp", row, value: logp });
-            }
-            let (x, slope) = self.term(logp);
-            terms.loss += weight * x;
-            terms.d_logp[row] = weight * slope;
+    }
+
+    /// The name of its kind, as recipes write it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Nll {} => "nll",
+            Self::LabelSmoothing { .. } => "label_smoothing",
+            Self::Dft {} => "dft",
+            Self::Probability { .. } => "probability",
+            Self::Focal { .. } => "focal",
+            Self::Eaft { .. } => "eaft",
+            Self::ReferenceKl { .. } => "reference_kl",
+            Self::ReferenceWeighted { .. } => "reference_weighted",
+            Self::FDivergence { .. } => "f_divergence",
+            Self::Ift { .. } => "ift",
+            Self::EntropyBonus {} => "entropy_bonus",
         }
-        Ok(terms)
     }
 
     /// What it reads beside `logp`.
-    pub fn needs(self) -> Needs {
+    pub fn needs(&self) -> Needs {
         match self {
-            Self::Nll {} => Needs::NONE,
+            Self::Nll {} | Self::Dft {} | Self::Probability { .. } | Self::Focal { .. } | Self::Ift { .. } => {
+                Needs::NONE
+            }
+            Self::LabelSmoothing { .. } => Needs::MEAN_LOGP,
+            Self::Eaft { .. } | Self::EntropyBonus {} => Needs::ENTROPY,
+            Self::ReferenceKl { .. } | Self::ReferenceWeighted { .. } | Self::FDivergence { .. } => Needs::LOGP_REF,
         }
     }
 
     /// How far its terms are coupled.
-    pub fn coupling(self) -> Coupling {
-        match self {
-            Self::Nll {} => Coupling::Token,
+    pub fn coupling(&self) -> Coupling {
+        self.sequence().map_or(Coupling::Token, |_| Coupling::Sequence)
+    }
+
+    /// Settings that make no sense.
+    pub fn check(&self) -> Vec<Problem> {
+        match *self {
+            Self::Nll {} | Self::Dft {} | Self::ReferenceKl { .. } | Self::EntropyBonus {} => vec![],
+            Self::LabelSmoothing { eps } => {
+                expect(eps > 0.0 && eps <= 1.0, "eps", eps, "above 0 and at most 1", "use `nll` for none")
+            }
+            Self::Probability { q, min_p, max_p } => probability::check(q, min_p, max_p),
+            Self::Focal { gamma } => positive("gamma", gamma, "2 is the paper's; use `nll` for 0"),
+            Self::Eaft { alpha, scale } => {
+                let mut problems = positive("alpha", alpha, "1 is the released value; use `nll` for 0");
+                problems.extend(positive("scale", scale, "3 is about the entropy of 20 equally likely tokens"));
+                problems
+            }
+            Self::ReferenceWeighted { beta } => positive("beta", beta, "0.04 is mild"),
+            Self::FDivergence { beta, .. } => {
+                positive("beta", beta, "0.1 is usual; as it goes to 0 the term becomes NLL")
+            }
+            Self::Ift { gamma, .. } => {
+                expect(gamma > 0.0 && gamma <= 1.0, "gamma", gamma, "above 0 and at most 1", "0.95 is usual")
+            }
         }
     }
+}
+
+fn positive(field: &str, value: f64, hint: &str) -> Vec<Problem> {
+    expect(value > 0.0 && value.is_finite(), field, value, "a finite number above 0", hint)
+}
+
+fn expect(ok: bool, field: &str, value: f64, expected: &str, hint: &str) -> Vec<Problem> {
+    let problem = || Problem::new(field, format!("{field} is {value}, expected {expected}"), hint);
+    if ok { vec![] } else { vec![problem()] }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(p: f64) -> TokenValues {
+        TokenValues { logp: p.ln(), logp_ref: 0.25f64.ln(), entropy: 1.5, mean_logp: -4.0 }
+    }
+
+    fn close(term: TokenTerm, x: f64, d_logp: f64) {
+        assert!((term.x - x).abs() < 1e-9 && (term.d_logp - d_logp).abs() < 1e-9, "{term:?}, expected {x} {d_logp}");
+    }
+
+    /// At p = 1/2: ln 2 = 0.693147180560.
     #[test]
-    fn masked_tokens_contribute_nothing_even_when_infinite() {
-        let terms = TokenObjective::Nll {}.terms(&[f64::NEG_INFINITY, -1.5], &[0.0, 2.0]).unwrap();
-        assert_eq!((terms.loss, terms.d_logp), (3.0, vec![0.0, -2.0]));
+    fn by_hand() {
+        let ln2 = std::f64::consts::LN_2;
+        close(TokenObjective::Nll {}.term(&at(0.5)), ln2, -1.0);
+        close(TokenObjective::Dft {}.term(&at(0.5)), 0.5 * ln2, -0.5);
+        // 0.9 ln 2 + 0.1 * 4
+        let smooth = TokenObjective::LabelSmoothing { eps: 0.1 }.term(&at(0.5));
+        close(smooth, 1.023_832_462_504, -0.9);
+        assert_eq!(smooth.d_mean_logp, -0.1);
+        // (1.5 / 3)^2 = 1/4
+        close(TokenObjective::Eaft { alpha: 2.0, scale: 3.0 }.term(&at(0.5)), 0.25 * ln2, -0.25);
+        // u = ln 2: 2 sigmoid(-ln 2) = 2 / 3
+        close(TokenObjective::ReferenceWeighted { beta: 1.0 }.term(&at(0.5)), 2.0 / 3.0 * ln2, -2.0 / 3.0);
+        let bonus = TokenObjective::EntropyBonus {}.term(&at(0.5));
+        assert_eq!((bonus.x, bonus.d_logp, bonus.d_entropy), (-1.5, 0.0, -1.0));
     }
 
     #[test]
-    fn bad_arrays_are_named() {
-        assert!(matches!(TokenObjective::Nll {}.terms(&[0.0], &[]), Err(Error::Length { got: 0, expected: 1, .. })));
-        assert!(matches!(TokenObjective::Nll {}.terms(&[f64::NAN], &[1.0]), Err(Error::NotFinite { row: 0, .. })));
+    fn bad_settings_are_reported_with_a_way_out() {
+        let bad = [
+            TokenObjective::LabelSmoothing { eps: 0.0 },
+            TokenObjective::Probability { q: -1.0, min_p: None, max_p: None },
+            TokenObjective::Focal { gamma: 0.0 },
+            TokenObjective::Eaft { alpha: f64::NAN, scale: 3.0 },
+            TokenObjective::ReferenceWeighted { beta: 0.0 },
+            TokenObjective::FDivergence { divergence: Divergence::Pearson, beta: f64::INFINITY },
+            TokenObjective::Ift { gamma: 1.5, detach: false },
+        ];
+        for objective in bad {
+            let problems = objective.check();
+            assert!(problems.len() == 1 && !problems[0].hint.is_empty(), "{objective:?}: {problems:?}");
+        }
     }
 }

@@ -225,23 +225,6 @@ fn empty_input_is_nothing() {
     }
 }
 
-#[test]
-fn token_objectives() {
-    for objective in support::every_token_objective() {
-        for logp in [-3.0, -0.1, -1e-6, -700.0] {
-            let (_, slope) = objective.term(logp);
-            let numeric = (objective.term(logp + STEP).0 - objective.term(logp - STEP).0) / (2.0 * STEP);
-            assert!((slope - numeric).abs() < 1e-6 * slope.abs().max(1.0), "{objective:?}");
-        }
-        let (logp, weight) = ([-1.0, f64::NAN, -2.5, -0.5], [0.2, 0.0, 0.5, 0.3]);
-        let whole = objective.terms(&logp, &weight).unwrap();
-        let parts = [0..2, 2..4].map(|r| objective.terms(&logp[r.clone()], &weight[r]).unwrap());
-        assert_eq!(parts[0].loss + parts[1].loss, whole.loss);
-        assert_eq!(whole.d_logp[1], 0.0);
-        assert_eq!((objective.needs(), objective.coupling()), (Needs::NONE, Coupling::Token));
-    }
-}
-
 /// With x = 1 everywhere, each mean has to come out as 1 (the constant-length one as its formula), whatever the lengths.
 #[test]
 fn weights_average() {

@@ -78,6 +78,11 @@ impl Model {
         Ok(Self { config, params, embed, blocks, norm, head, rope, shape })
     }
 
+    /// The embedding's weight `[V, C]`.
+    pub fn embedding(&self) -> ParamId {
+        self.embed
+    }
+
     /// The head's weight `[V, C]`, which is the embedding's where the two are tied.
     pub fn head(&self) -> ParamId {
         self.head

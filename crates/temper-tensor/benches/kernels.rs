@@ -65,7 +65,7 @@ fn head(c: &mut Criterion) {
         b.iter(|| {
             let mut coef = |rows: std::ops::Range<usize>, _: &_| HeadCoef {
                 d_logp: vec![-1.0 / m as f32; rows.len()],
-                d_entropy: None,
+                ..HeadCoef::default()
             };
             black_box(head_backward(&hidden, m, &w, &targets, &spec, &mut coef, &mut d_hidden, Some(&mut dw)))
         });

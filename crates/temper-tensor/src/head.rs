@@ -36,11 +36,14 @@ pub struct HeadSpec {
     pub entropy: bool,
     /// Whether the most likely token is wanted.
     pub argmax: bool,
+    /// Whether the mean log-probability of the vocabulary is wanted: one more pass over a row's logits, while they are in
+    /// the cache, and another in backward where its coefficient is not 0.
+    pub mean_logp: bool,
 }
 
 impl Default for HeadSpec {
     fn default() -> Self {
-        Self { temperature: 1.0, targets_per_row: 1, entropy: false, argmax: false }
+        Self { temperature: 1.0, targets_per_row: 1, entropy: false, argmax: false, mean_logp: false }
     }
 }
 
@@ -55,6 +58,8 @@ pub struct HeadTerms {
     pub entropy: Option<Vec<f32>>,
     /// First of the most likely tokens, `[M]`.
     pub argmax: Option<Vec<u32>>,
+    /// Mean of the log-probabilities of all V tokens, `[M]`.
+    pub mean_logp: Option<Vec<f32>>,
 }
 
 /// The loss's derivative with respect to the terms of some rows.
@@ -64,6 +69,8 @@ pub struct HeadCoef {
     pub d_logp: Vec<f32>,
     /// With respect to `entropy`.
     pub d_entropy: Option<Vec<f32>>,
+    /// With respect to `mean_logp`.
+    pub d_mean_logp: Option<Vec<f32>>,
 }
 
 /// `[m, V]` logits of `hidden [m, C]`.
@@ -99,14 +106,19 @@ pub fn head_backward(
     for_chunks(hidden, m, w, targets, spec, |rows, logits, stats, targets, terms| {
         let coef = coef(rows.clone(), &terms);
         check_count("coefficients of logp", coef.d_logp.len(), rows.len() * per_row)?;
-        if let Some(d) = &coef.d_entropy {
-            check_count("coefficients of entropy", d.len(), rows.len())?;
+        for (what, d) in
+            [("coefficients of entropy", &coef.d_entropy), ("coefficients of mean_logp", &coef.d_mean_logp)]
+        {
+            if let Some(d) = d {
+                check_count(what, d.len(), rows.len())?;
+            }
         }
         par::rows1(rows.len(), (logits, v), |part, logits| {
             for (r, row) in part.zip(logits.chunks_exact_mut(v)) {
-                let d_entropy = coef.d_entropy.as_ref().map_or(0.0, |d| d[r]);
+                let of = |d: &Option<Vec<f32>>| d.as_ref().map_or(0.0, |d| d[r]);
+                let (d_entropy, d_mean) = (of(&coef.d_entropy), of(&coef.d_mean_logp));
                 let span = r * per_row..(r + 1) * per_row;
-                stats[r].gradient(row, &targets[span.clone()], &coef.d_logp[span], d_entropy);
+                stats[r].gradient(row, &targets[span.clone()], &coef.d_logp[span], d_entropy, d_mean);
             }
         });
         linear_dx(logits, rows.len(), w, &mut d_hidden[rows.start * c..rows.end * c], false);
@@ -121,14 +133,21 @@ pub fn head_backward(
 
 impl HeadTerms {
     fn empty(spec: &HeadSpec) -> Self {
-        Self { entropy: spec.entropy.then(Vec::new), argmax: spec.argmax.then(Vec::new), ..Self::default() }
+        Self {
+            entropy: spec.entropy.then(Vec::new),
+            argmax: spec.argmax.then(Vec::new),
+            mean_logp: spec.mean_logp.then(Vec::new),
+            ..Self::default()
+        }
     }
 
     fn append(&mut self, chunk: Self) {
         self.logp.extend(chunk.logp);
         self.lse.extend(chunk.lse);
-        if let (Some(all), Some(more)) = (&mut self.entropy, chunk.entropy) {
-            all.extend(more);
+        for (all, more) in [(&mut self.entropy, chunk.entropy), (&mut self.mean_logp, chunk.mean_logp)] {
+            if let (Some(all), Some(more)) = (all, more) {
+                all.extend(more);
+            }
         }
         if let (Some(all), Some(more)) = (&mut self.argmax, chunk.argmax) {
             all.extend(more);
@@ -195,11 +214,14 @@ fn chunk_terms(logits: &[f32], v: usize, stats: &[RowStats], targets: &[u32], sp
         let r = i / spec.targets_per_row;
         stats[r].logp(logits[r * v + *t as usize])
     };
-    let most_likely = || logits.par_chunks_exact(v).with_min_len(TASK.div_ceil(v)).map(argmax).collect();
+    let rows = || logits.par_chunks_exact(v).with_min_len(TASK.div_ceil(v));
+    let means = || rows().zip(stats).map(|(row, stats)| stats.mean_logp(row)).collect();
+    let most_likely = || rows().map(argmax).collect();
     HeadTerms {
         logp: targets.iter().enumerate().map(logp).collect(),
         lse: stats.iter().map(RowStats::lse).collect(),
         entropy: spec.entropy.then(|| stats.iter().map(|s| s.entropy).collect()),
         argmax: spec.argmax.then(most_likely),
+        mean_logp: spec.mean_logp.then(means),
     }
 }

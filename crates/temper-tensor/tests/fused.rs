@@ -82,7 +82,7 @@ fn head() {
     let (m, c, v) = (3, 6, 21);
     let (hidden, w) = (rng.normals(m * c, 0.7), rng.normals(v * c, 0.7));
     let targets = [3, 4, 20, 0, 7, 7];
-    let spec = HeadSpec { temperature: 1.3, targets_per_row: 2, entropy: true, argmax: false };
+    let spec = HeadSpec { temperature: 1.3, targets_per_row: 2, entropy: true, ..HeadSpec::default() };
     let loss = |hidden: &[f32], w: &[f32]| {
         let w = temper_tensor::Weight::from_rows(w, v, c);
         let terms = ops.head_terms(&common::tensor(m, c, hidden), &w, &targets, &spec).expect("head");
@@ -95,6 +95,7 @@ fn head() {
     let mut coef = |rows: std::ops::Range<usize>, terms: &temper_tensor::HeadTerms| HeadCoef {
         d_logp: terms.logp.clone(),
         d_entropy: Some(vec![2.0; rows.len()]),
+        ..HeadCoef::default()
     };
     let weight = params.matrix("head", ids[0]).expect("a matrix").clone();
     let x = common::tensor(m, c, &hidden);

@@ -145,6 +145,7 @@ fn head_terms_and_their_gradient() {
     let mut coef = |rows: std::ops::Range<usize>, _: &_| HeadCoef {
         d_logp: d_logp[rows.clone()].to_vec(),
         d_entropy: Some(d_entropy[rows].to_vec()),
+        ..HeadCoef::default()
     };
     let targets = case.ids("targets");
     let dw = grads.get_mut(w);

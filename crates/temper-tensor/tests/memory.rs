@@ -70,7 +70,7 @@ impl Setup {
         let mut d = ops.zeros(N, C)?;
         let w = self.params.matrix("head", self.embed)?;
         let mut coef =
-            |rows: std::ops::Range<usize>, _: &_| HeadCoef { d_logp: vec![1.0; rows.len()], d_entropy: None };
+            |rows: std::ops::Range<usize>, _: &_| HeadCoef { d_logp: vec![1.0; rows.len()], ..HeadCoef::default() };
         let dw = grads.get_mut(self.embed);
         ops.head_backward(x.tensor(), w, &self.ids, &HeadSpec::default(), &mut coef, &mut d, dw)?;
         tape.backward(&x, d, &mut GradSink::Accumulate(grads))?;

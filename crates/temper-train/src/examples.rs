@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use temper_algo::split_seed;
 use temper_data::{
     Encoded, EpochSampler, Example, Format, Kind, Message, MixtureSampler, Payload, Report, Tokenizer, encode_all, load,
 };
@@ -11,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::recipe::{DataSource, OfflineStage};
+use crate::transform::{Asked, Transform, copied_spans};
 
 /// The training rows of an offline stage.
 #[derive(Debug)]
@@ -130,12 +132,31 @@ fn demonstration(task: Task) -> Result<Example> {
 /// All rows of an offline stage, tokenised; sources without a single supervised token are an error.
 ///
 /// `context` is the model's longest sequence: no row is longer, whatever the stage says.
-pub fn prepare(stage: &OfflineStage, tokenizer: &Tokenizer, context: usize, seed: u64) -> Result<Rows> {
+/// `asked` is the model that the stage starts from; without one, transforms that ask it change nothing.
+pub fn prepare(
+    stage: &OfflineStage,
+    tokenizer: &Tokenizer,
+    context: usize,
+    asked: Option<Asked>,
+    seed: u64,
+) -> Result<Rows> {
     let (mask, overflow) = (stage.mask.policy(), stage.overflow.rule());
     let mut all = Rows { rows: vec![], sizes: vec![], shares: None, reports: vec![] };
     for (index, source) in stage.data.iter().enumerate() {
-        let examples = examples(source, temper_algo::split_seed(seed, &[index as u64]))?;
-        let (mut rows, report) = encode_all(tokenizer, &examples, mask, stage.max_tokens.min(context), overflow)?;
+        let examples = examples(source, split_seed(seed, &[index as u64]))?;
+        let examples = changed(stage, examples, tokenizer, asked, split_seed(seed, &[TRANSFORM, index as u64]))?;
+        let (mut rows, mut report) = encode_all(tokenizer, &examples, mask, stage.max_tokens.min(context), overflow)?;
+        for transform in &stage.transform {
+            if let Transform::CopiedSpans { min_tokens } = transform {
+                copied_spans(&mut rows, &mut report, *min_tokens);
+            }
+        }
+        if rows.is_empty() {
+            return Err(Error::user(
+                format!("no row of source {} is left to train on: {report}", index + 1),
+                "lower `min_tokens` of `copied_spans`, or use other data",
+            ));
+        }
         if stage.prompt_weight > 0.0 {
             for (_, row) in &mut rows {
                 weigh_prompt(row, stage.prompt_weight);
@@ -148,6 +169,23 @@ pub fn prepare(stage: &OfflineStage, tokenizer: &Tokenizer, context: usize, seed
     let shares: Vec<f64> = stage.data.iter().filter_map(DataSource::share).collect();
     all.shares = (!shares.is_empty()).then_some(shares);
     Ok(all)
+}
+
+/// Branch of a stage's seed.
+const TRANSFORM: u64 = 5;
+
+/// The examples after every transform.
+fn changed(
+    stage: &OfflineStage,
+    mut examples: Vec<Example>,
+    tokenizer: &Tokenizer,
+    asked: Option<Asked>,
+    seed: u64,
+) -> Result<Vec<Example>> {
+    for (i, transform) in stage.transform.iter().enumerate() {
+        examples = transform.apply(examples, tokenizer, asked, split_seed(seed, &[i as u64]))?;
+    }
+    Ok(examples)
 }
 
 /// Gives the unsupervised tokens (the first one apart, which nothing predicts) a weight.

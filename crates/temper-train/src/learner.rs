@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use temper_model::{Attend, Batch, Model};
 use temper_tensor::{
-    AdamState, AdamW, GradSink, Grads, HeadCoef, HeadSpec, HeadTerms, Ops, Tape, adamw_step, clip_scale, grad_norm,
+    AdamState, AdamW, GradSink, Grads, HeadCoef, HeadSpec, HeadTerms, Hooks, Ops, Tape, adamw_step, clip_scale,
+    grad_norm,
 };
 
 use crate::error::Result;
@@ -41,7 +42,20 @@ impl Learner {
         recompute: bool,
         coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
     ) -> Result<HeadTerms> {
-        let tape = Tape::new(ops, &self.model.params, true);
+        self.accumulate_with(ops, batch, spec, recompute, &Hooks::new(), coef)
+    }
+
+    /// The same with hooks at named points of the model, such as noise on the embeddings.
+    pub fn accumulate_with(
+        &mut self,
+        ops: &dyn Ops,
+        batch: &Batch,
+        spec: &HeadSpec,
+        recompute: bool,
+        hooks: &Hooks,
+        coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
+    ) -> Result<HeadTerms> {
+        let tape = Tape::new(ops, &self.model.params, true).with_hooks(hooks);
         let hidden = self.model.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), recompute)?;
         let scored = tape.gather_rows(&hidden, &batch.src)?;
         drop(hidden);
@@ -53,6 +67,16 @@ impl Learner {
         let terms = ops.head_backward(scored.tensor(), weight, &batch.tgt, spec, coef, &mut d, dw)?;
         tape.backward(&scored, d, &mut GradSink::Accumulate(&mut self.grads))?;
         Ok(terms)
+    }
+
+    /// What the head says of a batch's scored tokens, with hooks at named points of the model; no gradient.
+    pub fn terms_with(&self, ops: &dyn Ops, batch: &Batch, spec: &HeadSpec, hooks: &Hooks) -> Result<HeadTerms> {
+        let tape = Tape::new(ops, &self.model.params, false).with_hooks(hooks);
+        let hidden = self.model.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
+        let scored = tape.gather_rows(&hidden, &batch.src)?;
+        drop(hidden);
+        let weight = self.model.params.matrix("head", self.model.head())?;
+        Ok(ops.head_terms(scored.tensor(), weight, &batch.tgt, spec)?)
     }
 
     /// Clips, updates and clears the gradients. Returns their norm before clipping; nothing is updated when it is not

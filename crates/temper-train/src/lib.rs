@@ -11,6 +11,7 @@ mod error;
 pub mod eval;
 pub mod examples;
 pub mod hub;
+mod input;
 pub mod learner;
 pub mod ledger;
 pub mod metrics;
@@ -23,6 +24,7 @@ pub mod run;
 pub mod rundir;
 pub mod sampling;
 pub mod state;
+pub mod transform;
 pub mod watch;
 
 pub use context::Outcome;

@@ -58,6 +58,20 @@ pub const UNPARSED: &str = "completions/unparsed_ratio";
 /// Mean probability mass that top-k, top-p or min-p cut away per sampled token.
 pub const LOST_MASS: &str = "sampling/lost_mass";
 
+/// Mean of `logp - logp_ref` over the scored tokens of a step whose objective has a reference: how far the model has moved on
+/// the data (MinorSFT's deviation, arXiv 2408.10642).
+pub const REF_LOG_RATIO: &str = "ref_log_ratio";
+/// Mean multiplier of the step's examples, before its update (stages with a `constraint`).
+pub const MULTIPLIER: &str = "constraint/multiplier";
+/// Share of the step's examples whose loss is above the constraint's bound.
+pub const VIOLATED: &str = "constraint/violated";
+
+/// `sum(weight * x)` of one term of an objective with several, before its coefficient: `loss/<kind>`, the second of a kind
+/// `loss/<kind>_2`.
+pub fn term_loss(kind: &str, nth: usize) -> String {
+    if nth < 2 { format!("loss/{kind}") } else { format!("loss/{kind}_{nth}") }
+}
+
 /// Mean of one reward part, unweighted, over the step's completions: `rewards/<part>/mean`.
 pub fn reward_part_mean(part: &str) -> String {
     format!("rewards/{part}/mean")

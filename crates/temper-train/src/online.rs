@@ -380,7 +380,7 @@ impl Pass<'_> {
                 }
                 Err(error) => {
                     failed = Some(error);
-                    HeadCoef { d_logp: vec![0.0; at.len()], d_entropy: None }
+                    HeadCoef { d_logp: vec![0.0; at.len()], ..HeadCoef::default() }
                 }
             },
         };
@@ -404,7 +404,7 @@ fn slice(terms: &PolicyTerms, at: Range<usize>) -> PolicyTerms {
 
 fn coefficients(terms: &PolicyTerms) -> HeadCoef {
     let narrow = |d: &Vec<f64>| d.iter().map(|&x| x as f32).collect();
-    HeadCoef { d_logp: narrow(&terms.d_logp), d_entropy: terms.d_entropy.as_ref().map(narrow) }
+    HeadCoef { d_logp: narrow(&terms.d_logp), d_entropy: terms.d_entropy.as_ref().map(narrow), ..HeadCoef::default() }
 }
 
 fn group_batch(groups: &[&Group]) -> Result<Batch> {

@@ -153,7 +153,7 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         return Ok(simple(&s.id, "offline", vec![("optimiser steps", steps)]));
     };
     let context = known.config.as_ref().map_or(usize::MAX, |c| c.max_position_embeddings);
-    let rows = examples::prepare(s, tokenizer, context, recipe.stage_seed(&s.id))?;
+    let rows = examples::prepare(s, tokenizer, context, None, recipe.stage_seed(&s.id))?;
     let tokens: usize = rows.rows.iter().map(|(_, r)| r.ids.len()).sum();
     let supervised: usize = rows.rows.iter().map(|(_, r)| r.supervised()).sum();
     let steps = offline::total_steps(s, &rows, recipe.stage_seed(&s.id))?;
@@ -163,7 +163,7 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         |n| format!("{n} examples, about {} tokens", grouped((n as f64 * mean) as u64)),
     );
     let longest = rows.rows.iter().map(|(_, r)| r.ids.len()).max().unwrap_or(0);
-    let figures = vec![
+    let mut figures = vec![
         ("examples", grouped(rows.rows.len() as u64)),
         ("tokens in the data", grouped(tokens as u64)),
         (
@@ -174,10 +174,21 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         ("optimiser steps", grouped(steps as u64)),
         ("a step", per_step),
     ];
+    let loss = s.loss();
+    let reference = loss.needs().contains(temper_algo::Needs::LOGP_REF);
+    if loss != temper_algo::SupervisedObjective::default() {
+        let names: Vec<&str> = loss.weighted().map(|(_, o)| o.name()).collect();
+        let needs: Vec<&str> = std::iter::once("logp").chain(loss.needs().names()).collect();
+        figures.push(("the objective", format!("{}; it reads {}", names.join(" + "), needs.join(", "))));
+    }
+    figures.extend(offline::extra_passes(s).into_iter().map(|pass| ("extra pass", pass.to_string())));
     Ok(StagePlan {
         example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
         notes: examples::notes(s, &rows),
-        memory: known.config.as_ref().map(|c| memory(c, s.micro_tokens.max(longest), s.recompute, 0, 1)),
+        memory: known
+            .config
+            .as_ref()
+            .map(|c| memory(c, s.micro_tokens.max(longest), s.recompute, 0, 1 + usize::from(reference))),
         ..simple(&s.id, "offline", figures)
     })
 }

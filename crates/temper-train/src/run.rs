@@ -301,8 +301,9 @@ fn train(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>)
 
 /// Runs the stage's loop; gradients, moments and reference are gone when it returns.
 fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) -> Result<(Model, Outcome)> {
-    let reference = match this {
-        Stage::Online(s) => reference(ctx, s, &start)?,
+    let reference = reference(ctx, this, &start)?;
+    let rows = match this {
+        Stage::Offline(s) => Some(offline::rows(ctx, s, &start)?),
         _ => None,
     };
     let mut learner = Learner::new(ctx.ops(), start)?;
@@ -312,9 +313,11 @@ fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) 
     {
         progress = found.state.progress.clone();
     }
-    let outcome = match this {
-        Stage::Offline(s) => offline::run(ctx, &mut learner, s, &mut progress)?,
-        Stage::Online(s) => online::run(ctx, &mut learner, reference.as_ref(), s, &mut progress)?,
+    let outcome = match (this, rows) {
+        (Stage::Offline(s), Some(rows)) => {
+            offline::run(ctx, &mut learner, reference.as_ref(), &rows, s, &mut progress)?
+        }
+        (Stage::Online(s), _) => online::run(ctx, &mut learner, reference.as_ref(), s, &mut progress)?,
         _ => Outcome::Done,
     };
     let Learner { model, .. } = learner;
@@ -322,9 +325,9 @@ fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) 
     Ok((model, outcome))
 }
 
-/// The frozen reference of an online stage, where its objective needs one.
-fn reference(ctx: &Context, s: &recipe::OnlineStage, start: &Model) -> Result<Option<Model>> {
-    if !s.objective.needs().contains(temper_algo::Needs::LOGP_REF) {
+/// The frozen reference of a stage, where its objective needs one.
+fn reference(ctx: &Context, this: &Stage, start: &Model) -> Result<Option<Model>> {
+    if !this.needs_reference() {
         return Ok(None);
     }
     let spec = ctx.recipe.model.reference.as_ref();

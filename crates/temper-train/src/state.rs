@@ -27,6 +27,9 @@ pub struct Progress {
     pub order: Option<Order>,
     /// A row that was drawn and did not fit the step before.
     pub waiting: Option<usize>,
+    /// Multiplier of each row of an offline stage with a constraint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub multipliers: Vec<f64>,
     /// Next task of each source of an online stage.
     pub cursors: Vec<u64>,
     /// Tasks left out so far because their prompt was too long.

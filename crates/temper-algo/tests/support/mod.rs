@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
-    Advantage, Controller, Correction, Curve, DownSampleRule, EntropyBonus, GpgCount, GroupShaper, KlEstimator,
-    KlPenalty, Level, Moving, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows, Schedule, Surrogate,
-    TokenObjective, TopEntropy, Weighting, Whiten,
+    Advantage, Controller, Correction, Curve, Direction, Divergence, DownSampleRule, EntropyBonus, GpgCount,
+    GroupShaper, KlEstimator, KlPenalty, Level, Moving, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows,
+    Schedule, Surrogate, TokenObjective, TopEntropy, Weighting, Whiten,
 };
 
 pub fn every_advantage() -> Vec<Advantage> {
@@ -228,10 +228,44 @@ pub fn every_controller() -> Vec<Controller> {
 }
 
 pub fn every_token_objective() -> Vec<TokenObjective> {
-    let list = vec![TokenObjective::Nll {}];
+    let kl = |estimator, direction| TokenObjective::ReferenceKl { estimator, direction };
+    let f = |divergence| TokenObjective::FDivergence { divergence, beta: 0.4 };
+    let list = vec![
+        TokenObjective::Nll {},
+        TokenObjective::LabelSmoothing { eps: 0.1 },
+        TokenObjective::Dft {},
+        TokenObjective::Probability { q: 0.5, min_p: None, max_p: None },
+        TokenObjective::Probability { q: 1.0, min_p: Some(0.1), max_p: None },
+        TokenObjective::Probability { q: 3.0, min_p: None, max_p: Some(0.6) },
+        TokenObjective::Focal { gamma: 2.0 },
+        TokenObjective::Focal { gamma: 0.5 },
+        TokenObjective::Eaft { alpha: 1.5, scale: 3.0 },
+        kl(KlEstimator::K1 {}, Direction::Reverse),
+        kl(KlEstimator::K2 {}, Direction::Forward),
+        kl(KlEstimator::K3 {}, Direction::Reverse),
+        kl(KlEstimator::K3 {}, Direction::Forward),
+        TokenObjective::ReferenceWeighted { beta: 0.3 },
+        f(Divergence::Pearson),
+        f(Divergence::SquaredHellinger),
+        f(Divergence::JensenShannon),
+        f(Divergence::ReverseKl),
+        TokenObjective::Ift { gamma: 0.9, detach: false },
+        TokenObjective::Ift { gamma: 0.9, detach: true },
+        TokenObjective::EntropyBonus {},
+    ];
     for item in &list {
         match item {
-            TokenObjective::Nll {} => {}
+            TokenObjective::Nll {}
+            | TokenObjective::LabelSmoothing { .. }
+            | TokenObjective::Dft {}
+            | TokenObjective::Probability { .. }
+            | TokenObjective::Focal { .. }
+            | TokenObjective::Eaft { .. }
+            | TokenObjective::ReferenceKl { .. }
+            | TokenObjective::ReferenceWeighted { .. }
+            | TokenObjective::FDivergence { .. }
+            | TokenObjective::Ift { .. }
+            | TokenObjective::EntropyBonus {} => {}
         }
     }
     list

@@ -58,7 +58,7 @@ pub fn accumulate(
     let w = model.params.matrix("head", model.head()).unwrap();
     let mut coef = |rows: std::ops::Range<usize>, _: &HeadTerms| HeadCoef {
         d_logp: weight[rows].iter().map(|&w| -w as f32).collect(),
-        d_entropy: None,
+        ..HeadCoef::default()
     };
     let dw = grads.get_mut(model.head());
     let terms = ops.head_backward(scored.tensor(), w, &batch.tgt, spec, &mut coef, &mut d, dw).unwrap();

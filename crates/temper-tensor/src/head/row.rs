@@ -50,14 +50,25 @@ impl RowStats {
         (f64::from(logit * self.inv_temperature) - f64::from(self.max) - self.ln_sum) as f32
     }
 
+    /// Mean of the log-probabilities of the whole row: `mean(z) - log-sum-exp`.
+    pub(super) fn mean_logp(&self, logits: &[f32]) -> f32 {
+        let mean = total(logits) / logits.len() as f64 * f64::from(self.inv_temperature);
+        (mean - f64::from(self.max) - self.ln_sum) as f32
+    }
+
     /// Replaces the row of logits by the loss's gradient with respect to them, for the derivatives `d_logp` of the
-    /// targets' log-probabilities and `d_entropy` of the entropy.
-    pub(super) fn gradient(&self, row: &mut [f32], targets: &[u32], d_logp: &[f32], d_entropy: f32) {
-        let total: f32 = d_logp.iter().sum();
+    /// targets' log-probabilities, `d_entropy` of the entropy and `d_mean` of the mean log-probability.
+    pub(super) fn gradient(&self, row: &mut [f32], targets: &[u32], d_logp: &[f32], d_entropy: f32, d_mean: f32) {
+        // d mean_logp / d logit_j = inv (1 / V - p_j): its second part goes with the targets'.
+        let total: f32 = d_logp.iter().sum::<f32>() + d_mean;
         if total == 0.0 && d_entropy == 0.0 {
             row.fill(0.0);
         } else {
             gradient_row(row, self, total, d_entropy);
+        }
+        if d_mean != 0.0 {
+            let even = self.inv_temperature * d_mean / row.len() as f32;
+            row.iter_mut().for_each(|d| *d += even);
         }
         for (t, d) in targets.iter().zip(d_logp) {
             row[*t as usize] += self.inv_temperature * d;
@@ -82,6 +93,19 @@ pub fn row_terms(logits: &[f32], target: u32, inv_temperature: f32) -> RowTerms 
         entropy: stats.entropy,
         argmax: argmax(logits),
     }
+}
+
+/// The sum of a row: lanes in f32 within a block, blocks in f64.
+fn total(logits: &[f32]) -> f64 {
+    let block = |part: &[f32]| {
+        let (mut lanes, (chunks, rest)) = ([0.0_f32; LANES], part.as_chunks::<LANES>());
+        for chunk in chunks {
+            lanes.iter_mut().zip(chunk).for_each(|(l, x)| *l += x);
+        }
+        lanes.iter_mut().zip(rest).for_each(|(l, x)| *l += x);
+        f64::from(tree(lanes))
+    };
+    logits.chunks(BLOCK).map(block).sum()
 }
 
 /// `sum(e)` and `sum(z e)` with `e = exp(z)`, `z = logit * inv - max`, over at most [`BLOCK`] values.

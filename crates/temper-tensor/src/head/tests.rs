@@ -32,9 +32,9 @@ impl Case {
         self.w.iter().map(|x| f64::from(*x)).collect()
     }
 
-    /// logp (per target), lse and entropy of every row in f64.
-    fn exact(&self, hidden: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-        let (mut logp, mut lse, mut entropy) = (vec![], vec![], vec![]);
+    /// logp (per target), lse, entropy and mean log-prob of every row in f64.
+    fn exact(&self, hidden: &[f64], w: &[f64]) -> [Vec<f64>; 4] {
+        let [mut logp, mut lse, mut entropy, mut mean] = [const { Vec::new() }; 4];
         for (r, h) in hidden.chunks_exact(self.c).enumerate() {
             let dot = |w: &[f64]| w.iter().zip(h).map(|(w, h)| w * h).sum::<f64>() / f64::from(self.spec.temperature);
             let z: Vec<f64> = w.chunks_exact(self.c).map(dot).collect();
@@ -44,30 +44,33 @@ impl Case {
             logp.extend(self.targets[r * per_row..(r + 1) * per_row].iter().map(|t| z[*t as usize] - norm));
             entropy.push(-z.iter().map(|z| (z - norm).exp() * (z - norm)).sum::<f64>());
             lse.push(norm);
+            mean.push(z.iter().map(|z| z - norm).sum::<f64>() / z.len() as f64);
         }
-        (logp, lse, entropy)
+        [logp, lse, entropy, mean]
     }
 
     /// Coefficients that are not all alike.
-    fn coefficients(&self) -> (Vec<f32>, Vec<f32>) {
-        (random(self.m * self.spec.targets_per_row, 11), random(self.m, 12))
+    fn coefficients(&self) -> [Vec<f32>; 3] {
+        [random(self.m * self.spec.targets_per_row, 11), random(self.m, 12), random(self.m, 13)]
     }
 
     fn loss(&self, hidden: &[f64], w: &[f64]) -> f64 {
-        let ((logp, _, entropy), (a, b)) = (self.exact(hidden, w), self.coefficients());
+        let ([logp, _, entropy, mean], [a, b, c]) = (self.exact(hidden, w), self.coefficients());
         let sum = |x: &[f64], c: &[f32]| x.iter().zip(c).map(|(x, c)| x * f64::from(*c)).sum::<f64>();
-        sum(&logp, &a) + if self.spec.entropy { sum(&entropy, &b) } else { 0.0 }
+        let asked = |wanted: bool, x: &[f64], c: &[f32]| if wanted { sum(x, c) } else { 0.0 };
+        sum(&logp, &a) + asked(self.spec.entropy, &entropy, &b) + asked(self.spec.mean_logp, &mean, &c)
     }
 
     fn backward(&self) -> (HeadTerms, Vec<f32>, Vec<f32>) {
-        let (a, b) = self.coefficients();
+        let [a, b, c] = self.coefficients();
         let (mut d_hidden, mut dw) = (vec![f32::NAN; self.m * self.c], Panels::zeros(self.v, self.c));
         let per_row = self.spec.targets_per_row;
         let mut coef = |rows: Range<usize>, terms: &HeadTerms| {
             assert_eq!(terms.logp.len(), rows.len() * per_row);
             HeadCoef {
                 d_logp: a[rows.start * per_row..rows.end * per_row].to_vec(),
-                d_entropy: self.spec.entropy.then(|| b[rows].to_vec()),
+                d_entropy: self.spec.entropy.then(|| b[rows.clone()].to_vec()),
+                d_mean_logp: self.spec.mean_logp.then(|| c[rows].to_vec()),
             }
         };
         let terms = head_backward(
@@ -94,13 +97,15 @@ fn difference(x: &[f64], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     (0..x.len()).map(|i| (at(i, h) - at(i, -h)) / (2.0 * h)).collect()
 }
 
-fn specs() -> [HeadSpec; 4] {
+fn specs() -> [HeadSpec; 6] {
     let plain = HeadSpec::default();
     [
         plain,
         HeadSpec { temperature: 0.7, entropy: true, argmax: true, ..plain },
         HeadSpec { temperature: 1.3, targets_per_row: 3, entropy: true, ..plain },
         HeadSpec { targets_per_row: 0, entropy: true, ..plain },
+        HeadSpec { temperature: 0.6, mean_logp: true, ..plain },
+        HeadSpec { temperature: 1.7, entropy: true, mean_logp: true, ..plain },
     ]
 }
 
@@ -110,7 +115,7 @@ fn terms_agree_with_f64() {
         for (m, c, v) in [(1, 4, 1), (5, 16, 33), (3, 64, 5000), (40, 8, 100)] {
             let case = Case::new(m, c, v, spec);
             let terms = head_terms(&case.hidden, m, &case.panels(), &case.targets, &spec).expect("terms");
-            let (logp, lse, entropy) = case.exact(&case.hidden64(), &case.w64());
+            let [logp, lse, entropy, mean] = case.exact(&case.hidden64(), &case.w64());
             let close = |got: &[f32], want: &[f64]| {
                 assert_eq!(got.len(), want.len());
                 got.iter().zip(want).all(|(g, w)| (f64::from(*g) - w).abs() < 2e-6 * w.abs().max(1.0))
@@ -118,7 +123,8 @@ fn terms_agree_with_f64() {
             assert!(close(&terms.logp, &logp) && close(&terms.lse, &lse), "[{m}, {c}] x {v}");
             assert_eq!(terms.entropy.is_some(), spec.entropy);
             assert!(terms.entropy.is_none_or(|e| close(&e, &entropy)), "[{m}, {c}] x {v}");
-            assert_eq!(terms.argmax.is_some(), spec.argmax);
+            assert_eq!((terms.argmax.is_some(), terms.mean_logp.is_some()), (spec.argmax, spec.mean_logp));
+            assert!(terms.mean_logp.is_none_or(|e| close(&e, &mean)), "[{m}, {c}] x {v}");
         }
     }
 }
@@ -173,7 +179,8 @@ fn chunks_and_threads_do_not_change_bits() {
 fn rows_without_coefficients_have_no_gradient() {
     let case = Case::new(3, 5, 20, HeadSpec::default());
     let mut d_hidden = vec![1.0; 15];
-    let mut coef = |rows: Range<usize>, _: &HeadTerms| HeadCoef { d_logp: vec![0.0; rows.len()], d_entropy: None };
+    let mut coef =
+        |rows: Range<usize>, _: &HeadTerms| HeadCoef { d_logp: vec![0.0; rows.len()], ..HeadCoef::default() };
     let spec = HeadSpec::default();
     head_backward(&case.hidden, 3, &case.panels(), &case.targets, &spec, &mut coef, &mut d_hidden, None)
         .expect("terms");
@@ -202,7 +209,7 @@ fn bad_requests_are_errors() {
         let spec = HeadSpec { temperature, ..HeadSpec::default() };
         assert!(matches!(terms(&[0, 1], &spec), Err(Error::Value { what: "temperature", .. })));
     }
-    let mut coef = |_: Range<usize>, _: &HeadTerms| HeadCoef { d_logp: vec![1.0], d_entropy: None };
+    let mut coef = |_: Range<usize>, _: &HeadTerms| HeadCoef { d_logp: vec![1.0], ..HeadCoef::default() };
     let (spec, mut d_hidden) = (HeadSpec::default(), vec![0.0; 6]);
     let result = head_backward(&case.hidden, 2, &w, &case.targets, &spec, &mut coef, &mut d_hidden, None);
     assert!(matches!(result, Err(Error::Count { got: 1, expected: 2, .. })));

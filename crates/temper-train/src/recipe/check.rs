@@ -9,6 +9,7 @@ use super::{
     DataSource, EvalSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe,
     SaveDtype, Stage,
 };
+use crate::transform::Transform;
 
 /// The largest count that a recipe may ask for.
 const MOST: usize = 100_000_000;
@@ -187,13 +188,11 @@ fn model_problems(recipe: &Recipe, found: &mut Found) {
     if let Some(spec) = &recipe.model.reference {
         let given = usize::from(spec.path.is_some()) + usize::from(spec.policy_at.is_some());
         found.exactly_one("model.reference", "`path` and `policy_at`", given);
-        let used =
-            recipe.stage.iter().any(|s| matches!(s, Stage::Online(s) if s.objective.needs().contains(Needs::LOGP_REF)));
-        if !used {
+        if !recipe.stage.iter().any(Stage::needs_reference) {
             found.error(
                 "model.reference",
                 "no stage uses the reference model, so it would have no effect",
-                "remove `[model.reference]`, or give a stage's objective a `kl` term",
+                "remove `[model.reference]`, or give an online stage a `kl` term or an offline one a term of the reference",
             );
         }
     }
@@ -270,7 +269,7 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
                 found.error(&at, format!("shape: {e}"), "see `temper recipe schema`");
             }
         }
-        Stage::Offline(s) => offline_problems(&at, s, found),
+        Stage::Offline(s) => offline_problems(recipe, &at, s, found),
         Stage::Online(s) => online_problems(recipe, &at, s, found),
         Stage::Evaluate(s) => {
             if s.tasks.is_empty() && recipe.eval_tasks().next().is_none() {
@@ -328,7 +327,7 @@ fn optimizer_problems(at: &str, optimizer: &Optimizer, clip_norm: f64, found: &m
     }
 }
 
-fn offline_problems(at: &str, s: &OfflineStage, found: &mut Found) {
+fn offline_problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut Found) {
     data_problems(at, &s.data, found);
     found.exactly_one(
         at,
@@ -365,6 +364,25 @@ fn offline_problems(at: &str, s: &OfflineStage, found: &mut Found) {
             "use `sequence`, which is the same here",
         );
     }
+    for p in s.loss().check() {
+        found.error(&format!("{at}, `{}`", p.field), p.message, p.hint);
+    }
+    if s.loss().needs().contains(Needs::LOGP_REF) && recipe.model.reference.is_none() {
+        found.error(
+            at,
+            "the objective compares with a reference model, and there is none",
+            "add `[model.reference]` with `policy_at = \"stage_start\"` or a `path`",
+        );
+    }
+    for (i, transform) in s.transform.iter().enumerate() {
+        found.parts(at, &format!("transform.{i}"), transform.check());
+    }
+    let copied = s.transform.iter().any(|t| matches!(t, Transform::CopiedSpans { .. }));
+    if copied && s.prompt_weight != 0.0 {
+        found.error(at, "`prompt_weight` would train on what `copied_spans` leaves out", "remove one of the two");
+    }
+    found.parts(at, "input", s.input.iter().flat_map(super::Input::check).collect());
+    found.parts(at, "constraint", s.constraint.iter().flat_map(temper_algo::SampleConstraint::check).collect());
 }
 
 fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {

@@ -5,12 +5,14 @@
 //! loaded.
 
 mod check;
+mod input;
 mod load;
 mod method;
 mod parts;
 mod stages;
 
 pub use check::{Problem, Severity, check, check_task};
+pub use input::{Input, MaskInput};
 pub use load::{Loaded, RecipeError, apply_set, load, parse, to_toml};
 pub use method::{Family, Method};
 pub use parts::{

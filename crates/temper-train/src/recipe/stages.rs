@@ -2,10 +2,15 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use temper_algo::{GroupShaper, Needs, PolicyObjective, RewardShaping, Schedule, TokenObjective, Weighting};
+use temper_algo::{
+    GroupShaper, Needs, PolicyObjective, RewardShaping, SampleConstraint, Schedule, SupervisedObjective,
+    TokenObjective, WeightedTerm, Weighting,
+};
 use temper_env::{RewardPart, TaskSource};
 
+use super::input::Input;
 use super::parts::{Batch, Clip, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape};
+use crate::transform::Transform;
 
 /// One stage of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +38,16 @@ impl Stage {
             Self::Online(s) => &s.id,
             Self::Evaluate(s) => &s.id,
         }
+    }
+
+    /// Whether its objective compares with the reference model.
+    pub fn needs_reference(&self) -> bool {
+        let needs = match self {
+            Self::Offline(s) => s.loss().needs(),
+            Self::Online(s) => s.objective.needs(),
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => Needs::NONE,
+        };
+        needs.contains(Needs::LOGP_REF)
     }
 
     /// The stage that this one names as its start.
@@ -104,9 +119,21 @@ pub struct OfflineStage {
     pub from: Option<String>,
     /// Training examples.
     pub data: Vec<DataSource>,
+    /// What is done to the examples before they are tokenised, in order (default nothing).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transform: Vec<Transform>,
+    /// What is done to the model's input in training (default nothing).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Input>,
     /// Loss of a token (default `nll`).
     #[serde(default)]
     pub objective: TokenObjective,
+    /// Further terms of the loss, each with a `weight` and an `objective` (default none).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terms: Vec<WeightedTerm>,
+    /// A bound on every example's loss, kept by multipliers (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<SampleConstraint>,
     /// How tokens are averaged over the step (default `token`: every supervised token counts the same).
     #[serde(default)]
     pub weighting: Weighting,
@@ -146,6 +173,13 @@ pub struct OfflineStage {
     /// Optimiser steps between checkpoints (default 100).
     #[serde(default = "checkpoint_every")]
     pub checkpoint_every: usize,
+}
+
+impl OfflineStage {
+    /// The loss: objective and further terms.
+    pub fn loss(&self) -> SupervisedObjective {
+        SupervisedObjective { objective: self.objective, terms: self.terms.clone() }
+    }
 }
 
 /// A source of tasks and how often it is drawn from.

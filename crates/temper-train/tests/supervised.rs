@@ -1,0 +1,200 @@
+//! The offline loop with every supervised objective, input change and constraint, on a very small model.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use temper_tensor::Cpu;
+use temper_train::recipe::{self, Severity};
+use temper_train::run::{RunOptions, run};
+use temper_train::rundir::RunDir;
+use temper_train::watch::{Event, Silent, Stop, Watch};
+use temper_train::{Error, Outcome};
+
+const RECIPE: &str = r#"
+name = "supervised"
+seed = 5
+
+[[stage]]
+id = "tokenizer"
+kind = "tokenizer"
+vocab_size = 259
+data = [{ kind = "tasks", tasks = { kind = "tiny_world", families = "all", levels = [1], split = "train" }, n = 20 }]
+
+[[stage]]
+id = "init"
+kind = "init"
+shape = { hidden_size = 32, layers = 1, heads = 2, kv_heads = 1, intermediate_size = 32, max_positions = 256 }
+
+[[stage]]
+id = "sft"
+kind = "offline"
+data = [{ kind = "tasks", tasks = { kind = "tiny_world", families = ["copying", "addition"], levels = [1], split = "train" }, n = 12 }]
+max_tokens = 160
+batch = { examples = 4 }
+steps = 3
+optimizer = { kind = "adamw", lr = 1e-3 }
+checkpoint_every = 1
+"#;
+
+const REFERENCE: &str = "model.reference.policy_at=stage_start";
+
+fn parsed(sets: &[&str]) -> recipe::Recipe {
+    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+    let recipe = recipe::parse(RECIPE, Path::new("supervised.toml"), &sets).unwrap();
+    let errors: Vec<_> = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    recipe
+}
+
+/// The metrics of a run's steps.
+fn steps(sets: &[&str]) -> Result<Vec<Value>, Error> {
+    let base = tempfile::tempdir().unwrap();
+    let dir = base.path().join("run");
+    run(&parsed(sets), &RunDir::at(&dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new())?;
+    let text = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    Ok(text.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
+}
+
+fn number(line: &Value, name: &str) -> f64 {
+    line[name].as_f64().unwrap_or_else(|| panic!("{name} is not in {line}"))
+}
+
+const ANCHORED: &str = "stage.sft.terms=[{weight=0.5,objective={kind=\"reference_kl\",estimator={kind=\"k2\"}}}]";
+
+/// Each of these trains, gives other numbers than plain SFT, and the same however the step is cut.
+#[test]
+fn every_method_trains_and_does_not_depend_on_micro_batches() {
+    let plain = steps(&[]).unwrap();
+    let methods: [&[&str]; 16] = [
+        &["stage.sft.objective={kind=\"label_smoothing\",eps=0.2}"],
+        &["stage.sft.objective={kind=\"dft\"}"],
+        &["stage.sft.objective={kind=\"probability\",q=2}"],
+        &["stage.sft.objective={kind=\"focal\"}"],
+        &["stage.sft.objective={kind=\"eaft\"}"],
+        &["stage.sft.objective={kind=\"ift\"}"],
+        &["stage.sft.objective={kind=\"reference_weighted\",beta=5}", REFERENCE],
+        &["stage.sft.objective={kind=\"f_divergence\",divergence=\"pearson\",beta=1}", REFERENCE],
+        &[ANCHORED, REFERENCE],
+        &["stage.sft.terms=[{weight=0.1,objective={kind=\"entropy_bonus\"}}]"],
+        &["stage.sft.input={neftune_alpha=5}"],
+        &["stage.sft.input={mask={share=0.5,token=\"<|im_start|>\"}}"],
+        &["stage.sft.input={own_guess=0.3}"],
+        &["stage.sft.constraint={epsilon=0.5,lr=0.3}"],
+        &["stage.sft.transform=[{kind=\"unfamiliar\",answer=\"unknown\",share=0.5}]"],
+        &["stage.sft.transform=[{kind=\"pseudo_label\",max_tokens=4}]"],
+    ];
+    for method in methods {
+        let at = |micro: &str| steps(&[method, &[micro]].concat()).unwrap_or_else(|e| panic!("{method:?}: {e}"));
+        let (small, large) = (at("stage.sft.micro_tokens=40"), at("stage.sft.micro_tokens=4096"));
+        for (a, b) in small.iter().zip(&large) {
+            let near = |name: &str, tolerance: f64| {
+                let (a, b) = (number(a, name), number(b, name));
+                assert!((a - b).abs() <= tolerance * a.abs().max(1.0), "{method:?} {name}: {a} {b}");
+            };
+            near("loss", 1e-5);
+            near("grad_norm", 1e-4);
+        }
+        let differs = small
+            .iter()
+            .zip(&plain)
+            .any(|(a, b)| ["loss", "grad_norm"].iter().any(|name| (number(a, name) - number(b, name)).abs() > 1e-4));
+        assert!(differs, "{method:?} changes nothing");
+    }
+}
+
+#[test]
+fn the_reference_is_the_model_at_the_start() {
+    let lines = steps(&[ANCHORED, REFERENCE]).unwrap();
+    assert_eq!((number(&lines[0], "ref_log_ratio"), number(&lines[0], "loss/reference_kl")), (0.0, 0.0));
+    assert_eq!(number(&lines[0], "loss/nll"), number(&lines[0], "loss"));
+    assert!(lines[1..].iter().all(|l| number(l, "loss/reference_kl") > 0.0));
+    assert!(number(&lines[2], "ref_log_ratio") != 0.0);
+}
+
+#[test]
+fn multipliers_follow_the_losses() {
+    let lines = steps(&["stage.sft.constraint={epsilon=0.5,lr=0.3}", "stage.sft.steps=6"]).unwrap();
+    // 12 rows, 4 a step: the first pass has the starting multiplier, the second what the first losses made of it.
+    assert!(lines[..3].iter().all(|l| number(l, "constraint/multiplier") == 1.0));
+    assert!(lines[3..].iter().all(|l| number(l, "constraint/multiplier") > 1.5));
+    assert!(lines.iter().all(|l| number(l, "constraint/violated") == 1.0));
+}
+
+/// Asks the run to stop after a number of steps.
+struct StopAfter<'a>(usize, &'a Stop);
+
+impl Watch for StopAfter<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Step { .. } = event {
+            self.0 = self.0.saturating_sub(1);
+            if self.0 == 0 {
+                self.1.request();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_same_bits() {
+    let sets = [
+        "stage.sft.input={neftune_alpha=5,mask={share=0.3,token=\"<|im_start|>\",ramp=0.5}}",
+        "stage.sft.constraint={epsilon=0.5,lr=0.3,resilience=2}",
+        "stage.sft.transform=[{kind=\"unfamiliar\",answer=\"unknown\",share=0.3}]",
+        ANCHORED,
+        REFERENCE,
+    ];
+    let recipe = parsed(&sets);
+    let base = tempfile::tempdir().unwrap();
+    let options = RunOptions { resume: true, ..RunOptions::default() };
+    let go = |dir: &Path, watch: &mut dyn Watch, stop: &Stop| {
+        run(&recipe, &RunDir::at(dir), &options, &Cpu::new(), watch, stop).unwrap()
+    };
+    let (whole, cut) = (base.path().join("whole"), base.path().join("cut"));
+    assert_eq!(go(&whole, &mut Silent, &Stop::new()), Outcome::Done);
+    let stop = Stop::new();
+    assert_eq!(go(&cut, &mut StopAfter(2, &stop), &stop), Outcome::Interrupted);
+    assert_eq!(go(&cut, &mut Silent, &Stop::new()), Outcome::Done);
+    for file in ["metrics.jsonl", "model/model.safetensors"] {
+        assert!(fs::read(whole.join(file)).unwrap() == fs::read(cut.join(file)).unwrap(), "{file} differs");
+    }
+}
+
+#[test]
+fn what_cannot_work_is_found_before_anything_runs() {
+    for (set, word) in [
+        ("stage.sft.objective={kind=\"reference_weighted\",beta=1}", "reference"),
+        ("stage.sft.objective={kind=\"focal\",gamma=-1}", "gamma"),
+        ("stage.sft.terms=[{weight=0,objective={kind=\"nll\"}}]", "weight"),
+        ("stage.sft.input={}", "no effect"),
+        ("stage.sft.input={mask={share=2}}", "mask.share"),
+        ("stage.sft.constraint={epsilon=-1,lr=0.1}", "epsilon"),
+        ("stage.sft.transform=[{kind=\"lookahead\",words=0}]", "words"),
+        ("model.reference.policy_at=stage_start", "no effect"),
+    ] {
+        let recipe = recipe::parse(RECIPE, Path::new("x.toml"), &[set.to_string()]).unwrap();
+        let found = recipe::check(&recipe);
+        let text: Vec<String> = found.iter().map(|p| format!("{}: {} ({})", p.at, p.what, p.hint)).collect();
+        assert!(text.join("\n").contains(word), "{set}: {text:?}");
+    }
+    let error = steps(&["stage.sft.input={mask={share=0.5,token=\"<nowhere>\"}}"]).unwrap_err();
+    assert!(error.to_string().contains("<nowhere>"), "{error}");
+}
+
+/// The recipes that come with the project are what `temper check` accepts.
+#[test]
+fn the_recipes_are_sound() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            let recipe = recipe::load(&path, &[]).unwrap_or_else(|e| panic!("{e}")).recipe;
+            let errors: Vec<_> = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error).collect();
+            assert!(errors.is_empty(), "{}: {errors:?}", path.display());
+            assert_eq!(path.file_stem().unwrap().to_str(), Some(recipe.name.as_str()));
+            count += 1;
+        }
+    }
+    assert!(count >= 20, "{count}");
+}
