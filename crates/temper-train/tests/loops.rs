@@ -230,6 +230,39 @@ fn constant_groups_are_replaced_up_to_the_cap() {
     assert_eq!(sampled.lines().count(), 9 * 4, "what was replaced is logged too");
 }
 
+/// Objectives that look at a sequence, a group or the whole step see the same however the step is cut.
+#[test]
+fn wider_objectives_do_not_depend_on_micro_batches() {
+    for (objective, reference) in [
+        ("{surrogate={kind=\"kl_cov\",share=0.2}}", false),
+        ("{surrogate={kind=\"clip_cov\",share=0.2,cov_low=0.0}}", false),
+        ("{top_entropy={share=0.3}}", false),
+        ("{ratio={kind=\"sequence\"},weighting={kind=\"sequence\"}}", false),
+        ("{advantage={kind=\"group_mean\"},surrogate={kind=\"gvpo\"},weighting={kind=\"sequence\"}}", true),
+    ] {
+        let of = |micro_tokens: &str| {
+            let objective = format!("stage.grpo.objective={objective}");
+            let mut sets = vec![
+                "stage.grpo.inner_epochs=2",
+                "stage.grpo.group=[]",
+                "stage.grpo.steps=2",
+                micro_tokens,
+                &objective,
+            ];
+            sets.extend(reference.then_some("model.reference.policy_at=stage_start"));
+            let (_base, dir) = fresh();
+            go(&dir, &sets).unwrap();
+            lines(&dir, "grpo")
+        };
+        let (whole, cut) = (of("stage.grpo.micro_tokens=100000"), of("stage.grpo.micro_tokens=1"));
+        for name in ["loss", "grad_norm", "ratio/mean"] {
+            let (a, b) = (number(&whole[0], name), number(&cut[0], name));
+            assert!((a - b).abs() <= 1e-5 * a.abs().max(1e-3), "{objective} {name}: {a} {b}");
+        }
+        assert!(whole.iter().any(|round| number(round, "grad_norm") > 0.0), "{objective}");
+    }
+}
+
 /// Refilling, down-sampling, masking, shaping with noise and the tracked quantiles, stopped after every round.
 #[test]
 fn shaped_groups_resume_with_the_same_bits() {

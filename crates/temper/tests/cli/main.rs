@@ -4,6 +4,7 @@ mod check;
 mod environments;
 mod faults;
 mod help;
+mod methods;
 mod models;
 mod resume;
 mod runs;
