@@ -128,7 +128,7 @@ fn constant_groups_give_exact_zeros_where_claimed() {
         c.parts[1].iter_mut().for_each(|p| p.fill(0.1));
         c.steps[1].iter_mut().flatten().for_each(|s| s.reward = 0.1 + 0.2);
         c.lengths[1].iter_mut().zip(&mut c.steps[1]).zip(&mut c.values[1]).for_each(|((n, s), v)| {
-            (*n, *s, *v) = (3, vec![StepReward { end: 2, reward: 0.1 + 0.2 }], vec![0.0; 3]);
+            (*n, *s, *v) = (3, vec![StepReward { end: 2, reward: 0.1 + 0.2 }], vec![0.4; 3]);
         });
         let zeros = c.tokens(advantage)[1].iter().flatten().all(|a| *a == 0.0);
         let claimed = match advantage {
@@ -165,7 +165,9 @@ fn a_shift_of_all_rewards_changes_nothing_where_claimed() {
         let mut moved = c.clone();
         moved.rewards.iter_mut().flatten().for_each(|r| *r += 0.75);
         moved.parts.iter_mut().flatten().flatten().for_each(|p| *p += 0.5);
-        moved.greedy.iter_mut().for_each(|g| *g += 0.75);
+        for greedy in &mut moved.greedy {
+            *greedy += 0.75;
+        }
         let same = close(&moved.tokens(advantage).concat().concat(), &c.tokens(advantage).concat().concat(), 1e-9);
         let claimed = match advantage {
             Advantage::GroupZScore { .. }
@@ -314,7 +316,7 @@ fn padded(c: &Case) -> Padded {
 
 fn full(seed: u64) -> Case {
     let mut c = case(seed, 4, 4);
-    let mut rng = SplitMix64::new(seed ^ 99);
+    let mut rng = SplitMix64::new(seed + 7000);
     for g in 0..4 {
         for i in 0..4 {
             c.lengths[g][i] = 1 + rng.below(6);
@@ -454,11 +456,11 @@ fn transcription(advantage: Advantage, c: &Case) -> Option<Vec<f64>> {
         }
         Advantage::ReinforcePlusPlus { group_mean: false, gamma } => {
             let mut returns = vec![vec![0.0; p.mask[0].len()]; n];
-            for i in 0..n {
+            for (i, row) in returns.iter_mut().enumerate() {
                 let mut running = 0.0;
-                for t in (0..p.mask[i].len()).rev() {
+                for t in (0..row.len()).rev() {
                     running = p.rewards[i][t] + gamma * running;
-                    returns[i][t] = running;
+                    row[t] = running;
                     running *= p.mask[i][t];
                 }
             }
@@ -466,15 +468,15 @@ fn transcription(advantage: Advantage, c: &Case) -> Option<Vec<f64>> {
         }
         Advantage::Gae { gamma, lambda, whiten } => {
             let mut adv = vec![vec![0.0; p.mask[0].len()]; n];
-            for i in 0..n {
+            for (i, row) in adv.iter_mut().enumerate() {
                 let (mut next_value, mut last) = (0.0, 0.0);
-                for t in (0..p.mask[i].len()).rev() {
+                for t in (0..row.len()).rev() {
                     let m = p.mask[i][t];
                     let delta = p.rewards[i][t] + gamma * next_value - p.values[i][t];
                     let now = delta + gamma * lambda * last;
                     next_value = p.values[i][t] * m + (1.0 - m) * next_value;
                     last = now * m + (1.0 - m) * last;
-                    adv[i][t] = last;
+                    row[t] = last;
                 }
             }
             Some(p.unpadded(&if whiten { p.whiten(&adv) } else { adv }))

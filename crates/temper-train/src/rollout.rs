@@ -388,7 +388,9 @@ pub fn advantages(stage: &OnlineStage, groups: &mut [Group], progress: &mut Prog
         .map(|index| Counted::new(index, &groups[index], stage.rewards.len()))
         .filter(|c| !c.members.is_empty())
         .collect();
-    groups.iter_mut().for_each(|g| g.adv = vec![vec![]; g.rollouts.len()]);
+    for group in &mut *groups {
+        group.adv = vec![vec![]; group.rollouts.len()];
+    }
     let views: Vec<GroupRewards> = counted.iter().map(Counted::view).collect();
     let part_weights: Vec<f64> = stage.rewards.iter().map(|r| r.weight).collect();
     let round = temper_algo::Round { groups: &views, part_weights: &part_weights, state: progress.advantage };

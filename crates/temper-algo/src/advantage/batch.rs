@@ -46,17 +46,16 @@ pub(super) fn whiten(adv: Vec<Vec<f64>>, unit: Whiten, groups: &[GroupRewards]) 
     match unit {
         Whiten::None => RoundAdvantages::Rollouts(adv),
         Whiten::Rollout => RoundAdvantages::Rollouts(standardise(adv, |all| sample_std(all) + ROLLOUT_EPS)),
-        Whiten::Token => whiten_tokens(
-            adv.iter()
-                .zip(groups)
-                .map(|(adv, g)| adv.iter().zip(g.lengths).map(|(a, n)| vec![*a; *n]).collect())
-                .collect(),
-        ),
+        Whiten::Token => {
+            let spread =
+                |(adv, g): (&Vec<f64>, &GroupRewards)| adv.iter().zip(g.lengths).map(|(a, n)| vec![*a; *n]).collect();
+            whiten_tokens(&adv.iter().zip(groups).map(spread).collect::<Vec<_>>())
+        }
     }
 }
 
 /// Standardises the advantages of tokens over the round: mean and unbiased variance over all its tokens.
-pub(super) fn whiten_tokens(adv: Vec<Vec<Vec<f64>>>) -> RoundAdvantages {
+pub(super) fn whiten_tokens(adv: &[Vec<Vec<f64>>]) -> RoundAdvantages {
     let shape: Vec<usize> = adv.iter().map(Vec::len).collect();
     let flat = standardise(adv.concat(), |all| (sample_variance(all) + TOKEN_EPS).sqrt());
     let mut rollouts = flat.into_iter();

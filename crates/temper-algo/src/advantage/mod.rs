@@ -273,9 +273,8 @@ impl Advantage {
                 return Ok(batch::whiten(by_group(&|g| group::leave_one_out(g.rewards)), whiten, groups));
             }
             Self::ReinforcePlusPlus { group_mean, gamma } => {
-                return Ok(batch::whiten_tokens(returns(groups, gamma, |g| {
-                    if group_mean { group::mean(g.rewards) } else { 0.0 }
-                })));
+                let baseline = |g: &GroupRewards| if group_mean { group::mean(g.rewards) } else { 0.0 };
+                return Ok(batch::whiten_tokens(&returns(groups, gamma, baseline)));
             }
             Self::Remax { token_values: false } => by_group(&over_greedy),
             Self::Remax { token_values: true } => return Ok(weighed_by_values(groups)),
@@ -507,7 +506,7 @@ fn estimated(groups: &[GroupRewards], gamma: f64, lambda: f64, whiten: bool) -> 
         g.token_rewards().iter().zip(g.values).map(|(r, v)| gae(r, v, gamma, lambda).0).collect::<Vec<_>>()
     };
     let all: Vec<Vec<Vec<f64>>> = groups.iter().map(of_group).collect();
-    if whiten { batch::whiten_tokens(all) } else { RoundAdvantages::Tokens(all) }
+    if whiten { batch::whiten_tokens(&all) } else { RoundAdvantages::Tokens(all) }
 }
 
 #[cfg(test)]

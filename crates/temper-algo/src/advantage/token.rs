@@ -40,7 +40,9 @@ pub(super) fn process(g: &GroupRewards, outcome: bool, eps: f64) -> Vec<Vec<f64>
     let signal = if is_constant(&all) { 0.0 } else { 1.0 };
     let tokens = steps.iter().zip(g.lengths).map(|(steps, length)| {
         let mut rewards = vec![0.0; *length];
-        steps.iter().for_each(|s| rewards[s.end] += signal * (s.reward - mean) / scale);
+        for step in steps {
+            rewards[step.end] += signal * (step.reward - mean) / scale;
+        }
         returns_to_go(&rewards, 1.0)
     });
     tokens.collect()
