@@ -4,8 +4,8 @@
 //! gradients with respect to the logits are exact sums.
 
 use temper_algo::{
-    Advantage, Correction, Coupling, EntropyBonus, KlEstimator, KlPenalty, Level, PolicyObjective, PolicyTerms, Ratio,
-    Rows, Surrogate,
+    Advantage, Correction, Coupling, EntropyBonus, GroupRewards, KlEstimator, KlPenalty, Level, PolicyObjective,
+    PolicyTerms, Ratio, Round, RoundAdvantages, Rows, Surrogate,
 };
 
 fn log_softmax(logits: &[f64]) -> Vec<f64> {
@@ -39,6 +39,15 @@ const LOGITS: [f64; 4] = [0.3, -0.7, 1.1, 0.0];
 const REFERENCE: [f64; 4] = [0.0, 0.5, -0.5, 0.2];
 const REWARDS: [f64; 4] = [1.0, 0.0, 0.25, -0.5];
 
+/// The advantages of one group.
+fn advantages(advantage: Advantage, rewards: &[f64]) -> Vec<f64> {
+    let round = Round { groups: &[GroupRewards::new(rewards)], ..Round::default() };
+    match advantage.advantages(&round).unwrap() {
+        RoundAdvantages::Rollouts(groups) => groups.concat(),
+        RoundAdvantages::Tokens(_) => panic!("one advantage a rollout"),
+    }
+}
+
 /// NFT, Proposition 4.1 and 4.2: on policy, the gradient is GRPO's, with either normalisation and whatever `eps` and divisor.
 #[test]
 fn nft_is_grpo_on_policy() {
@@ -47,7 +56,7 @@ fn nft_is_grpo_on_policy() {
     for advantage in
         [Advantage::GroupZScore { eps: 0.0 }, Advantage::GroupZScore { eps: 1e-4 }, Advantage::GroupMean {}]
     {
-        let adv = advantage.advantages(&rewards);
+        let adv = advantages(advantage, &rewards);
         let rows = Rows { logp: &logp, adv: &adv, success: Some(&[0.4; 5]), ..Rows::EMPTY };
         let grpo = terms(&objective(Surrogate::default()), &rows, &logp);
         let nft = terms(&objective(Surrogate::Nft { eps: 1.0 }), &rows, &logp);
@@ -57,7 +66,7 @@ fn nft_is_grpo_on_policy() {
     let q: f64 = 0.4;
     let sample = 2f64.sqrt() / 5f64.sqrt() * 3f64.sqrt() / 5f64.sqrt(); // population std sqrt(q (1 - q))
     assert!(((1.0 - q) / sample - ((1.0 - q) / q).sqrt()).abs() < 1e-15);
-    assert!((Advantage::GroupMean {}.advantages(&rewards)[0] - (1.0 - q)).abs() < 1e-15);
+    assert!((advantages(Advantage::GroupMean {}, &rewards)[0] - (1.0 - q)).abs() < 1e-15);
 }
 
 /// With the whole answer space as the group, GVPO is stationary exactly at `pi* = ref e^(R / beta) / Z`, also off policy.
@@ -67,7 +76,7 @@ fn gvpo_is_stationary_at_the_regularised_optimum() {
     let reference = log_softmax(&REFERENCE);
     let tilted: Vec<f64> = reference.iter().zip(REWARDS).map(|(l, r)| l + r / beta).collect();
     let optimum = log_softmax(&tilted);
-    let adv = Advantage::GroupMean {}.advantages(&REWARDS);
+    let adv = advantages(Advantage::GroupMean {}, &REWARDS);
     let gvpo = objective(Surrogate::Gvpo { beta });
     for behaviour in [LOGITS, REFERENCE] {
         let weights = log_softmax(&behaviour);
@@ -84,7 +93,7 @@ fn gvpo_is_stationary_at_the_regularised_optimum() {
 fn gvpo_is_copg_over_all_pairs() {
     let beta = 0.3;
     let (logp, reference) = (log_softmax(&LOGITS), log_softmax(&REFERENCE));
-    let adv = Advantage::GroupMean {}.advantages(&REWARDS);
+    let adv = advantages(Advantage::GroupMean {}, &REWARDS);
     let ones = [0.0; 4]; // weight e^0
     let rows = Rows { logp: &logp, logp_ref: Some(&reference), adv: &adv, ..Rows::EMPTY };
     let got = terms(&objective(Surrogate::Gvpo { beta }), &rows, &ones);
@@ -132,7 +141,7 @@ fn copg_on_policy_is_the_policy_gradient() {
     let mut mean = [0.0; 4];
     for i in 0..4 {
         for j in 0..4 {
-            let adv = Advantage::GroupMean {}.advantages(&[REWARDS[i], REWARDS[j]]);
+            let adv = advantages(Advantage::GroupMean {}, &[REWARDS[i], REWARDS[j]]);
             let rows = Rows {
                 logp: &[logp[i], logp[j]],
                 logp_ref: Some(&[reference[i], reference[j]]),

@@ -355,7 +355,7 @@ mod transcription {
         match estimator {
             KlEstimator::K1 {} => ratio.ln(),
             KlEstimator::K2 {} => ratio.ln().powi(2) / 2.0,
-            KlEstimator::K3 {} => 1.0 / ratio - 1.0 + ratio.ln(),
+            KlEstimator::K3 {} | KlEstimator::K3Plus {} => 1.0 / ratio - 1.0 + ratio.ln(),
         }
     }
 

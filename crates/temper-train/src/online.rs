@@ -329,7 +329,7 @@ impl Pass<'_> {
                 (None, Coupling::Token) => None,
                 (None, _) => Some(micro.scored.terms(self.stage, 0..at.len(), &self.forward(learner, micro)?)?),
             };
-            loss += self.backward(learner, micro, known, done)?;
+            loss += self.backward(learner, micro, known.as_ref(), done)?;
         }
         if let Some(whole) = whole {
             loss += whole.loss;
@@ -360,7 +360,7 @@ impl Pass<'_> {
         &self,
         learner: &mut Learner,
         micro: &Micro,
-        known: Option<PolicyTerms>,
+        known: Option<&PolicyTerms>,
         done: &mut Update,
     ) -> Result<f64> {
         let (mut loss, mut failed) = (0.0, None);
@@ -368,10 +368,10 @@ impl Pass<'_> {
             loss += terms.loss;
             done.policy = done.policy.merge(terms.metrics);
         };
-        if let Some(known) = &known {
+        if let Some(known) = known {
             count(known);
         }
-        let mut coef = |at: Range<usize>, head: &HeadTerms| match &known {
+        let mut coef = |at: Range<usize>, head: &HeadTerms| match known {
             Some(known) => coefficients(&slice(known, at)),
             None => match micro.scored.terms(self.stage, at.clone(), head) {
                 Ok(terms) => {

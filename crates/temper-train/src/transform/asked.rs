@@ -84,7 +84,7 @@ pub(super) fn pseudo_labelled(
         }
     }
     let rules = Generation { temperature: 0.0, top_k: None, top_p: None, min_p: None, max_tokens, stop: vec![] };
-    let done = complete(asked.ops, tokenizer, asked.model, &requests, &rules, MAX_BATCH, &mut |_, _| {})?;
+    let done = complete(asked.ops, tokenizer, asked.model, &requests, &rules, MAX_BATCH, None, &mut |_, _| {})?;
     let text = |c: &Vec<temper_model::Completion>| {
         c.first().map_or(String::new(), |c| sampling::text(tokenizer, &c.tokens, &[]))
     };
