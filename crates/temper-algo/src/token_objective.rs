@@ -172,7 +172,7 @@ impl TokenObjective {
     pub fn term(&self, at: &TokenValues) -> TokenTerm {
         let TokenValues { logp, logp_ref, entropy, mean_logp } = *at;
         match *self {
-            Self::Nll {} => TokenTerm::nll(1.0, logp),
+            Self::Nll {} | Self::Ift { .. } => TokenTerm::nll(1.0, logp),
             Self::LabelSmoothing { eps } => probability::label_smoothing(eps, logp, mean_logp),
             Self::Dft {} => TokenTerm::nll(logp.exp(), logp),
             Self::Probability { q, min_p, max_p } => probability::family(q, min_p, max_p, logp),
@@ -181,7 +181,6 @@ impl TokenObjective {
             Self::ReferenceKl { estimator, direction } => reference::kl(estimator, direction, logp, logp_ref),
             Self::ReferenceWeighted { beta } => TokenTerm::nll(reference::minor(beta, logp - logp_ref), logp),
             Self::FDivergence { divergence, beta } => divergence.term(beta, logp - logp_ref),
-            Self::Ift { .. } => TokenTerm::nll(1.0, logp),
             Self::EntropyBonus {} => TokenTerm { x: -entropy, d_entropy: -1.0, ..TokenTerm::default() },
         }
     }

@@ -59,7 +59,7 @@ mod tests {
     fn the_family_by_hand() {
         // p = 1/2, q = 10: (1 - 2^-10) / 10 = 0.09990234375; q = 1/2: 2 (1 - sqrt(1/2)) = 0.585786438
         close(family(10.0, None, None, 0.5f64.ln()), 0.099_902_343_75, -1.0 / 1024.0);
-        close(family(0.5, None, None, 0.5f64.ln()), 0.585_786_437_627, -0.707_106_781_187);
+        close(family(0.5, None, None, 0.5f64.ln()), 0.585_786_437_627, -std::f64::consts::FRAC_1_SQRT_2);
     }
 
     #[test]

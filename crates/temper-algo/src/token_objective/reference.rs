@@ -65,7 +65,7 @@ impl Divergence {
         match self {
             Self::Pearson => 2.0 - 2.0 * STEEPEST,
             Self::SquaredHellinger => STEEPEST.sqrt().recip() - 1.0,
-            Self::JensenShannon => ((1.0 + STEEPEST.recip()) / 2.0).ln(),
+            Self::JensenShannon => (0.5 + 0.5 / STEEPEST).ln(),
             Self::ReverseKl => -STEEPEST.ln(),
         }
     }
