@@ -43,6 +43,14 @@ pub struct Subject<'a> {
     pub stop: Option<&'a crate::watch::Stop>,
 }
 
+impl Subject<'_> {
+    /// An error once a stop was asked for.
+    fn go_on(&self) -> Result<()> {
+        let stop = self.stop.is_some_and(crate::watch::Stop::requested);
+        if stop { Err(temper_model::Error::Aborted.into()) } else { Ok(()) }
+    }
+}
+
 /// Measures one task; `stage` names the measurement. The items and their seeds are the same at every stage, so that stages
 /// compare item by item. The metric is `accuracy` or `nll`.
 pub fn measure(
@@ -68,7 +76,11 @@ pub fn measure(
         return Ok(("accuracy", Cell { of, ..pair_cell(subject, &pairs, stage, task)? }));
     }
     let n = tasks.len().map_or(task.n, |len| len.min(task.n));
-    let items = (0..n).map(|i| Ok(tasks.get(i as u64)?)).collect::<Result<Vec<Task>>>()?;
+    let item = |i: usize| {
+        subject.go_on()?;
+        Ok(tasks.get(i as u64)?)
+    };
+    let items = (0..n).map(item).collect::<Result<Vec<Task>>>()?;
     begin(n, watch);
     let cell = task_cell(subject, &items, stage, task, split_seed(seed, &[SAMPLES]), watch)?;
     Ok(("accuracy", Cell { of: tasks.len(), ..cell }))
@@ -162,6 +174,7 @@ fn task_cell(
     let room = subject.model.config.max_position_embeddings;
     let (mut kept, mut requests, mut too_long) = (vec![], vec![], 0);
     for (i, item) in items.iter().enumerate() {
+        subject.go_on()?;
         let prompt = encode_prompt(subject.tokenizer, &item.prompt)?;
         if prompt.len() >= room {
             too_long += 1;
@@ -233,9 +246,7 @@ fn row_logp(subject: Subject, rows: &[Encoded]) -> Result<Vec<(f64, f64)>> {
         rows.iter().zip(&weights).map(|(r, w)| ScoredSequence { ids: &r.ids, scored: w }).collect();
     let mut scored = vec![];
     for some in sequences.chunks(SCORED_AT_ONCE) {
-        if subject.stop.is_some_and(crate::watch::Stop::requested) {
-            return Err(temper_model::Error::Aborted.into());
-        }
+        subject.go_on()?;
         scored.extend(subject.model.score(subject.ops, some, 1.0, MICRO_TOKENS)?);
     }
     if let Some(row) = scored.iter().position(|s| !s.total().is_finite()) {

@@ -235,7 +235,7 @@ fn constant_groups_are_replaced_up_to_the_cap() {
 fn wider_objectives_do_not_depend_on_micro_batches() {
     for (objective, reference) in [
         ("{surrogate={kind=\"kl_cov\",share=0.2}}", false),
-        ("{surrogate={kind=\"clip_cov\",share=0.2,cov_low=0.0}}", false),
+        ("{surrogate={kind=\"clip_cov\",share=1.0,cov_low=0.0}}", false),
         ("{top_entropy={share=0.3}}", false),
         ("{ratio={kind=\"sequence\"},weighting={kind=\"sequence\"}}", false),
         ("{advantage={kind=\"group_mean\"},surrogate={kind=\"gvpo\"},weighting={kind=\"sequence\"}}", true),

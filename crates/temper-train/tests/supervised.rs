@@ -32,7 +32,7 @@ kind = "offline"
 data = [{ kind = "tasks", tasks = { kind = "tiny_world", families = ["copying", "addition"], levels = [1], split = "train" }, n = 12 }]
 max_tokens = 160
 batch = { examples = 4 }
-steps = 3
+steps = 6
 optimizer = { kind = "adamw", lr = 1e-3 }
 checkpoint_every = 1
 "#;

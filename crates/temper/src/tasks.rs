@@ -20,7 +20,7 @@ pub(crate) struct Defaults {
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { level: 1, split: Split::Test, cot: true }
+        Self { level: 1, split: Split::Test, cot: false }
     }
 }
 

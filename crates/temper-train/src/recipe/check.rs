@@ -312,7 +312,7 @@ fn optimizer_problems(at: &str, optimizer: &Optimizer, clip_norm: f64, found: &m
     let Optimizer::Adamw { lr, beta1, beta2, eps, weight_decay } = *optimizer;
     let range = |name: &str, value: f64, ok: bool, expected: &str, found: &mut Found| {
         if !ok {
-            found.error(at, format!("`{name}` is {value}"), format!("`{name}` is {expected}"));
+            found.error(at, format!("`{name}` is {value:?}"), format!("`{name}` is {expected}"));
         }
     };
     range("lr", lr, lr > 0.0 && lr.is_finite(), "above 0", found);

@@ -86,7 +86,7 @@ fn a_mistake_in_the_command_line_exits_with_1() {
     place.bad(&["eval", "model", "--data", "x.jsonl", "--samples", "4"], &["--samples"]);
     place.bad(&["generate", "model", "--prompt", "a", "--temperature", "-1"], &["--temperature"]);
     place.bad(&["generate", "model", "--prompt", "a", "--top-p", "1.5"], &["at most 1"]);
-    place.bad(&["generate", "model", "--prompt", "a", "--n", "0"], &["1 or more"]);
+    place.bad(&["generate", "model", "--prompt", "a", "--n", "0"], &["from 1 to"]);
     place.bad(&["env", "sample", "--level", "9"], &["--level"]);
     assert_eq!(place.temper(&[]).code, Some(1));
 }
