@@ -1,7 +1,7 @@
 """Reference logits and gradients of small random models, in f64, for crates/temper-model/tests/golden.rs.
 
 Run by hand with torch 2.13.0 and transformers 5.23.0:  python tests/golden/model.py
-Writes tests/golden/model/{llama,mistral}/: a Hugging Face directory, and golden.safetensors beside its files.
+Writes tests/golden/model/{llama,mistral,short}/: a Hugging Face directory, and golden.safetensors beside its files.
 """
 
 import json
@@ -30,14 +30,24 @@ MISTRAL = MistralConfig(
     **SHAPE, hidden_size=48, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
     tie_word_embeddings=False, rms_norm_eps=1e-6, sliding_window=None, rope_parameters=dict(rope_type="default", rope_theta=50000.0),
 )
+# Heads of 8, an odd width everywhere else, biases, YaRN with its factor on the scores, a prompt beyond the old context.
+SHORT = LlamaConfig(
+    **SHAPE, hidden_size=21, intermediate_size=11, num_attention_heads=3, num_key_value_heads=1, head_dim=8,
+    tie_word_embeddings=False, rms_norm_eps=1e-5, attention_bias=True, mlp_bias=True,
+    rope_parameters=dict(
+        rope_type="yarn", rope_theta=1000.0, factor=8.0, original_max_position_embeddings=32, beta_fast=4.0, beta_slow=1.0,
+    ),
+)
 LENGTHS = (40, 9, 13)
 
 
-def randomise_norms(model):
-    """Norm weights start at 1; anything else tests that they are applied."""
+def randomise_vectors(model):
+    """Norm weights start at 1 and biases at 0; anything else tests that they are applied."""
     for name, p in model.named_parameters():
         if name.endswith("norm.weight"):
             torch.nn.init.normal_(p, mean=1.0, std=0.2)
+        elif name.endswith(".bias"):
+            torch.nn.init.normal_(p, std=0.2)
 
 
 def golden(model, seed):
@@ -62,7 +72,7 @@ def golden(model, seed):
 def make(name, model_class, config, dtype, seed):
     torch.manual_seed(seed)
     model = model_class(config)
-    randomise_norms(model)
+    randomise_vectors(model)
     model.to(dtype).save_pretrained(HERE / name)
     # Loaded afresh: `to` has rounded the rotary frequencies too.
     model = model_class.from_pretrained(HERE / name, dtype=torch.float64, attn_implementation="eager")
@@ -72,3 +82,4 @@ def make(name, model_class, config, dtype, seed):
 
 make("llama", LlamaForCausalLM, LLAMA, torch.bfloat16, 11)
 make("mistral", MistralForCausalLM, MISTRAL, torch.float16, 21)
+make("short", LlamaForCausalLM, SHORT, torch.float16, 31)

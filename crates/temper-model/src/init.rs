@@ -18,21 +18,19 @@ const WORDS_PER_VALUE: u128 = 2;
 
 impl Model {
     /// A model with random weights: normal with standard deviation `initializer_range`, divided by `sqrt(2 L)` for the
-    /// two projections of each block that add to the residual stream (as in GPT-2), norms 1. The same seed gives the
-    /// same weights, whatever the number of threads.
+    /// two projections of each block that add to the residual stream (as in GPT-2), norms 1, biases 0. The same seed
+    /// gives the same weights, whatever the number of threads.
     pub fn init(ops: &dyn Ops, config: &Config, seed: u64) -> Result<Self> {
         config.validate()?;
         memory::check(config)?;
         let mut params = Params::new();
         for (stream, spec) in tensors(config).iter().enumerate() {
-            match *spec.shape.as_slice() {
-                [n, k] => {
-                    let values = normal(seed, stream as u64, n * k, deviation(config, spec));
-                    params.add_matrix(&spec.name, n, k, &values)?;
-                }
-                _ => {
-                    params.add_vector(ops, &spec.name, &vec![1.0; spec.shape[0]])?;
-                }
+            if let [n, k] = *spec.shape.as_slice() {
+                let values = normal(seed, stream as u64, n * k, deviation(config, spec));
+                params.add_matrix(&spec.name, n, k, &values)?;
+            } else {
+                let value = if spec.bias { 0.0 } else { 1.0 };
+                params.add_vector(ops, &spec.name, &vec![value; spec.shape[0]])?;
             }
         }
         Self::new(config.clone(), params)

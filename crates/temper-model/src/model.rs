@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::weights::{EMBED, HEAD, NORM, block_name};
+use crate::weights::{EMBED, HEAD, NORM, bias_name, block_name};
 use std::sync::Arc;
 use temper_tensor::{AttnShape, CacheSlot, KvCache, ParamId, Params, RopeTable, Segments, Tape, Var};
 
@@ -25,14 +25,29 @@ pub struct Model {
 #[derive(Debug, Clone, Copy)]
 struct Block {
     attn_norm: ParamId,
-    q: ParamId,
-    k: ParamId,
-    v: ParamId,
-    o: ParamId,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    o: Projection,
     mlp_norm: ParamId,
-    gate: ParamId,
-    up: ParamId,
-    down: ParamId,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+}
+
+/// A matrix and, in some models, its bias.
+#[derive(Debug, Clone, Copy)]
+struct Projection {
+    w: ParamId,
+    b: Option<ParamId>,
+}
+
+impl Projection {
+    /// `x w^T + b`.
+    fn apply(self, tape: &Tape, x: &Var) -> temper_tensor::Result<Var> {
+        let y = tape.linear(x, self.w)?;
+        self.b.map_or(Ok(y.clone()), |b| tape.bias(&y, b))
+    }
 }
 
 /// What the rows of a forward pass attend to.
@@ -57,23 +72,30 @@ impl Model {
         };
         let block = |layer: usize| {
             let part = |part: &str| id(&block_name(layer, part));
+            let projection = |name: &str, biased: bool| {
+                let b = biased.then(|| id(&bias_name(layer, name))).transpose()?;
+                Ok::<_, Error>(Projection { w: part(name)?, b })
+            };
+            let attn = |name: &str| projection(name, config.attention_bias);
+            let mlp = |name: &str| projection(name, config.mlp_bias);
             Ok(Block {
                 attn_norm: part("input_layernorm")?,
-                q: part("self_attn.q_proj")?,
-                k: part("self_attn.k_proj")?,
-                v: part("self_attn.v_proj")?,
-                o: part("self_attn.o_proj")?,
+                q: attn("self_attn.q_proj")?,
+                k: attn("self_attn.k_proj")?,
+                v: attn("self_attn.v_proj")?,
+                o: attn("self_attn.o_proj")?,
                 mlp_norm: part("post_attention_layernorm")?,
-                gate: part("mlp.gate_proj")?,
-                up: part("mlp.up_proj")?,
-                down: part("mlp.down_proj")?,
+                gate: mlp("mlp.gate_proj")?,
+                up: mlp("mlp.up_proj")?,
+                down: mlp("mlp.down_proj")?,
             })
         };
         let blocks = (0..config.num_hidden_layers).map(block).collect::<Result<_>>()?;
         let (embed, norm) = (id(EMBED)?, id(NORM)?);
         let head = if config.tie_word_embeddings { embed } else { id(HEAD)? };
         let frequencies = config.rope_scaling.frequencies(config.rope_theta, config.head_dim);
-        let rope = Arc::new(RopeTable::new(frequencies, 1.0, config.max_position_embeddings));
+        let factor = config.rope_scaling.attention_factor();
+        let rope = Arc::new(RopeTable::new(frequencies, factor, config.max_position_embeddings));
         let shape = config.attn_shape();
         Ok(Self { config, params, embed, blocks, norm, head, rope, shape })
     }
@@ -184,16 +206,16 @@ impl Model {
         attend: impl FnOnce(&Var, &Var, &Var) -> temper_tensor::Result<Var>,
     ) -> temper_tensor::Result<Var> {
         let x = tape.rms_norm(x, b.attn_norm, self.config.rms_norm_eps as f32)?;
-        let q = tape.rope(&tape.linear(&x, b.q)?, self.shape.heads, &self.rope, positions)?;
-        let k = tape.rope(&tape.linear(&x, b.k)?, self.shape.kv_heads, &self.rope, positions)?;
-        let v = tape.linear(&x, b.v)?;
-        tape.linear(&attend(&q, &k, &v)?, b.o)
+        let q = tape.rope(&b.q.apply(tape, &x)?, self.shape.heads, &self.rope, positions)?;
+        let k = tape.rope(&b.k.apply(tape, &x)?, self.shape.kv_heads, &self.rope, positions)?;
+        let v = b.v.apply(tape, &x)?;
+        b.o.apply(tape, &attend(&q, &k, &v)?)
     }
 
     fn mlp(&self, tape: &Tape, b: &Block, x: &Var) -> temper_tensor::Result<Var> {
         let x = tape.rms_norm(x, b.mlp_norm, self.config.rms_norm_eps as f32)?;
-        let gated = tape.swiglu(&tape.linear(&x, b.gate)?, &tape.linear(&x, b.up)?)?;
-        tape.linear(&gated, b.down)
+        let gated = tape.swiglu(&b.gate.apply(tape, &x)?, &b.up.apply(tape, &x)?)?;
+        b.down.apply(tape, &gated)
     }
 
     pub(crate) fn check_length(&self, what: &str, len: usize) -> Result<()> {

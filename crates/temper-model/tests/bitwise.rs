@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{accumulate, gradients, ids, relative, small, values};
+use common::{accumulate, gradients, ids, relative, short_heads, small, values};
 use temper_model::{Batch, Completion, Engine, Model, Request, Sampling, ScoredSequence};
 use temper_tensor::{Cpu, Grads, HeadSpec};
 
@@ -69,22 +69,31 @@ fn with_threads<T: Send>(n: usize, work: impl FnOnce() -> T + Send) -> T {
 
 #[test]
 fn sampled_logp_is_the_trainers_in_any_batch() {
-    let (model, requests) = (small(1), requests());
-    let sampled = sample(&model, &requests, 8, 16);
+    sampled_equals_trained(&small(1));
+}
+
+#[test]
+fn sampled_logp_is_the_trainers_for_heads_that_fill_no_vector() {
+    short_heads(1).iter().for_each(sampled_equals_trained);
+}
+
+fn sampled_equals_trained(model: &Model) {
+    let requests = requests();
+    let sampled = sample(model, &requests, 8, 16);
     assert!(sampled.iter().flatten().any(|c| c.tokens.len() > 64), "some completion should cross a page");
     let expected = all_logp(&sampled);
 
     let batch = group_batch(&requests, &sampled);
     let ones = vec![1.0; batch.scored()];
     for recompute in [false, true] {
-        let (terms, _) = gradients(&model, &batch, &ones, &spec(), recompute);
+        let (terms, _) = gradients(model, &batch, &ones, &spec(), recompute);
         assert_eq!(bits(&terms.logp), expected, "groups, recompute {recompute}");
     }
     assert_eq!(bits(&model.terms(&Cpu::new(), &batch, &spec()).unwrap().logp), expected, "without recording");
 
     let sequences = own_sequences(&requests, &sampled);
     let (packed, ones) = sequence_batch(&sequences);
-    assert_eq!(bits(&gradients(&model, &packed, &ones, &spec(), false).0.logp), expected, "packed sequences");
+    assert_eq!(bits(&gradients(model, &packed, &ones, &spec(), false).0.logp), expected, "packed sequences");
     for size in [1, 2, 5] {
         let parts = sequences.chunks(size).flat_map(|part| {
             let (batch, _) = sequence_batch(part);
@@ -113,12 +122,17 @@ fn a_completion_depends_on_its_prompt_and_seed_alone() {
 
 #[test]
 fn threads_change_no_bit() {
-    let (model, requests) = (small(3), requests());
+    threads_agree(&small(3));
+    short_heads(3).iter().for_each(threads_agree);
+}
+
+fn threads_agree(model: &Model) {
+    let requests = requests();
     let run = |threads| {
         with_threads(threads, || {
-            let sampled = sample(&model, &requests, 8, 32);
+            let sampled = sample(model, &requests, 8, 32);
             let batch = group_batch(&requests, &sampled);
-            let (terms, grads) = gradients(&model, &batch, &vec![0.5; batch.scored()], &spec(), false);
+            let (terms, grads) = gradients(model, &batch, &vec![0.5; batch.scored()], &spec(), false);
             let grads: Vec<Vec<u32>> = model.params.iter().map(|(id, _)| bits(&values(&grads, id))).collect();
             (sampled, bits(&terms.logp), grads)
         })
@@ -163,11 +177,16 @@ fn accumulated_micro_batches_equal_one_batch() {
 
 #[test]
 fn shared_prompts_and_own_sequences_have_the_same_gradient() {
-    let (model, requests) = (small(6), requests());
-    let sampled = sample(&model, &requests, 8, 32);
+    shared_and_own_agree(&small(6));
+    short_heads(6).iter().for_each(shared_and_own_agree);
+}
+
+fn shared_and_own_agree(model: &Model) {
+    let requests = requests();
+    let sampled = sample(model, &requests, 8, 32);
     let (own, ones) = sequence_batch(&own_sequences(&requests, &sampled));
-    let (_, expected) = gradients(&model, &own, &ones, &spec(), false);
-    let (_, shared) = gradients(&model, &group_batch(&requests, &sampled), &ones, &spec(), false);
+    let (_, expected) = gradients(model, &own, &ones, &spec(), false);
+    let (_, shared) = gradients(model, &group_batch(&requests, &sampled), &ones, &spec(), false);
     for (id, param) in model.params.iter() {
         let error = relative(&values(&shared, id), &values(&expected, id));
         assert!(error < 2e-6, "{}: {error:e}", param.name);

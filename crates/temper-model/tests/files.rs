@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{golden_dir, ids, small};
+use common::{golden_dir, ids, short_heads, small};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -60,7 +60,7 @@ fn message(result: Result<Model, Error>) -> String {
 #[test]
 fn saving_and_loading_gives_the_same_bits() {
     let (ops, dir) = (Cpu::new(), tempfile::tempdir().unwrap());
-    for name in ["llama", "mistral"] {
+    for name in ["llama", "mistral", "short"] {
         let model = Model::load(&ops, golden_dir(name)).unwrap();
         // The golden models are bf16 and f16, so nothing is lost in their own type either.
         for dtype in [DType::F32, if name == "llama" { DType::BF16 } else { DType::F16 }] {
@@ -71,6 +71,13 @@ fn saving_and_loading_gives_the_same_bits() {
             assert_eq!(logp(&again), logp(&model));
             assert_eq!(SafetensorsDir::open(&path).unwrap().info("model.norm.weight").unwrap().dtype, dtype);
         }
+    }
+    for (i, model) in short_heads(5).iter().enumerate() {
+        let path = dir.path().join(format!("heads{i}"));
+        model.save(&ops, &path, DType::F32).unwrap();
+        let again = Model::load(&ops, &path).unwrap();
+        assert_eq!((&again.config, all_values(&again)), (&model.config, all_values(model)));
+        assert_eq!(logp(&again), logp(model));
     }
     let config: Value = serde_json::from_slice(&fs::read(dir.path().join("llama/config.json")).unwrap()).unwrap();
     assert_eq!((&config["dtype"], &config["torch_dtype"]), (&json!("bfloat16"), &json!("bfloat16")));
@@ -125,13 +132,14 @@ fn the_same_seed_makes_the_same_model() {
 
 #[test]
 fn gguf_names_and_interleaved_heads_are_undone() {
-    for name in ["llama", "mistral"] {
+    for name in ["llama", "mistral", "short"] {
         let model = Model::load(&Cpu::new(), golden_dir(name)).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
         write_gguf_of(&model, &path, &[]);
         let again = Model::load(&Cpu::new(), &path).unwrap();
         assert_eq!(all_values(&again), all_values(&model), "{name}");
+        assert_eq!((again.config.attention_bias, again.config.mlp_bias), (name == "short", name == "short"));
         assert_eq!(again.config.rms_norm_eps, model.config.rms_norm_eps);
         assert_eq!(again.config.rope_theta, model.config.rope_theta);
         assert_eq!((again.config.bos_token_id, again.config.eos_token_ids.as_slice()), (Some(1), &[2, 9][..]));
@@ -192,7 +200,8 @@ fn write_gguf_of(model: &Model, path: &Path, overrides: &[(&str, GgufValue)]) {
             let (n, k) = p.shape();
             let heads = if p.name.contains("q_proj") { c.num_attention_heads } else { c.num_key_value_heads };
             let rotary = p.name.contains("q_proj") || p.name.contains("k_proj");
-            let values = if rotary { interleaved(&values, heads, k) } else { values };
+            let columns = if n == 1 { 1 } else { k };
+            let values = if rotary { interleaved(&values, heads, columns) } else { values };
             (gguf_name(&p.name), if n == 1 { vec![k] } else { vec![n, k] }, values)
         })
         .collect();

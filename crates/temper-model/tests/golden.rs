@@ -60,6 +60,11 @@ fn llama_with_scaled_rope_and_tied_head_agrees_with_pytorch() {
 }
 
 #[test]
+fn llama_with_short_heads_biases_and_yarn_agrees_with_pytorch() {
+    check("short");
+}
+
+#[test]
 fn mistral_with_wide_heads_and_own_head_agrees_with_pytorch() {
     check("mistral");
 }

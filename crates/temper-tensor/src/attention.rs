@@ -5,6 +5,10 @@
 //! Nothing depends on which other rows are computed alongside, so training (keys gathered from the batch) and sampling
 //! (keys in pages of 64) give the same bits. No score matrix is kept; backward starts from the saved log-sum-exp
 //! (as in FlashAttention, Dao et al. 2022).
+//!
+//! Any head size D goes: what the micro-kernel reads or writes 16 columns at a time (values, and in backward queries and
+//! keys as rows) lies in scratch or cache rows of [`wide`] floats, zero beyond D. Columns are independent and reductions
+//! over D stop at D, so padding changes no bit; for multiples of 16 there is none.
 #![allow(unsafe_code)] // kernel file: disjoint parallel writes and the micro-kernel
 
 mod backward;
@@ -19,6 +23,7 @@ pub(crate) use forward::{cached, forward};
 pub use weights::attention_weights;
 
 use crate::ops::AttnShape;
+use crate::panels::wide;
 
 /// Key positions per block; the same as a cache page.
 pub(crate) const BLOCK: usize = crate::kv::PAGE;

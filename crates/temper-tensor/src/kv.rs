@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::buf::Buf;
+use crate::panels::wide;
 
 /// Positions per page, which is also attention's key block.
 pub const PAGE: usize = 64;
 
 /// Keys and values of 64 absolute positions of one layer, per kv head: keys in 16-lane panels `[4][D][16]`, values as
-/// rows `[64][D]`. Positions not yet written are zero.
+/// rows `[64][D rounded up to a multiple of 16]`. Positions not yet written are zero, as is the padding of rows.
 #[derive(Debug, Clone)]
 pub struct KvPage {
     pub(crate) keys: Buf,
@@ -77,7 +78,7 @@ impl KvCache {
 
     /// Bytes of the pages that this cache refers to (shared ones count in full).
     pub fn bytes(&self) -> usize {
-        let page = 2 * self.kv_heads * PAGE * self.head_dim * size_of::<f32>();
+        let page = self.kv_heads * PAGE * (self.head_dim + wide(self.head_dim)) * size_of::<f32>();
         self.layers.iter().map(|l| l.pages.len() * page).sum()
     }
 
@@ -111,7 +112,7 @@ impl KvCache {
 
 impl KvPage {
     fn zeros(heads: usize, d: usize) -> Self {
-        Self { keys: Buf::zeros(heads * PAGE * d), values: Buf::zeros(heads * PAGE * d) }
+        Self { keys: Buf::zeros(heads * PAGE * d), values: Buf::zeros(heads * PAGE * wide(d)) }
     }
 
     fn write(&mut self, at: usize, heads: usize, d: usize, k: &[f32], v: &[f32]) {
@@ -121,7 +122,7 @@ impl KvPage {
             for (i, &x) in k[h * d..(h + 1) * d].iter().enumerate() {
                 self.keys[panel + i * lanes] = x;
             }
-            let row = h * PAGE * d + at * d;
+            let row = (h * PAGE + at) * wide(d);
             self.values[row..row + d].copy_from_slice(&v[h * d..(h + 1) * d]);
         }
     }

@@ -62,7 +62,8 @@ impl Tensor {
     }
 }
 
-/// Attention's shape: H query heads share `kv_heads` heads of keys and values; head size D is a multiple of 16.
+/// Attention's shape: H query heads share `kv_heads` heads of keys and values. Any head size D up to 512 is computed;
+/// multiples of 16 take no padding.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttnShape {
     /// H, query heads; a multiple of `kv_heads`.
@@ -82,8 +83,8 @@ impl AttnShape {
         if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return fail("heads", self.heads, &format!("a positive multiple of kv_heads ({})", self.kv_heads));
         }
-        if self.head_dim == 0 || !self.head_dim.is_multiple_of(16) || self.head_dim > 512 {
-            return fail("head_dim", self.head_dim, "a multiple of 16 from 16 to 512");
+        if self.head_dim == 0 || self.head_dim > 512 {
+            return fail("head_dim", self.head_dim, "from 1 to 512");
         }
         Ok(())
     }

@@ -8,6 +8,11 @@ use crate::buf::Buf;
 /// Rows of the matrix that lie side by side in one panel.
 pub const LANES: usize = 16;
 
+/// `n` rounded up to whole panels: the width of scratch rows that kernels read or write 16 columns at a time.
+pub(crate) const fn wide(n: usize) -> usize {
+    n.next_multiple_of(LANES)
+}
+
 /// Columns of a panel that are worth a task of their own.
 const TASK: usize = 1 << 12;
 

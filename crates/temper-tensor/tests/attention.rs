@@ -19,7 +19,11 @@ fn widths(s: &AttnShape) -> [usize; 3] {
 
 fn shapes() -> Vec<AttnShape> {
     let shape = |heads, kv_heads, head_dim| AttnShape { heads, kv_heads, head_dim, scale: 0.21 };
-    vec![shape(2, 2, 16), shape(4, 2, 32), shape(3, 1, 64), shape(5, 1, 48), shape(26, 1, 16), shape(2, 1, 128)]
+    let whole =
+        [shape(2, 2, 16), shape(4, 2, 32), shape(3, 1, 64), shape(5, 1, 48), shape(26, 1, 16), shape(2, 1, 128)];
+    // Heads that do not fill the kernel's 16 columns: one short panel, full ones and a short one, odd and even counts.
+    let short = [shape(4, 2, 2), shape(6, 3, 8), shape(3, 1, 20), shape(2, 2, 24), shape(13, 1, 4), shape(2, 1, 100)];
+    [whole, short].concat()
 }
 
 impl Rows {
@@ -173,8 +177,13 @@ fn batched_decoding_of_forks_equals_training_bitwise() {
 
 #[test]
 fn truncated_caches_continue_bitwise() {
-    let s = shapes()[1];
-    let width = widths(&s)[0];
+    for s in [shapes()[1], shapes()[8]] {
+        truncated_cache_continues(&s);
+    }
+}
+
+fn truncated_cache_continues(s: &AttnShape) {
+    let (s, width) = (*s, widths(s)[0]);
     for keep in [3, 64, 65, 100] {
         let mut caches = [cache(&s)];
         feed(&Rows::random(2, 120, &s), &mut caches, &[120], &s);
@@ -305,9 +314,40 @@ fn forward_and_backward_match_the_scalar_reference() {
     }
 }
 
+/// Other heads and other rows' values never leak through the padding, not even when they are not finite.
+#[test]
+fn padding_of_short_heads_holds_nothing_of_the_neighbours() {
+    let s = AttnShape { heads: 4, kv_heads: 2, head_dim: 20, scale: 0.3 };
+    let [qw, kw, _] = widths(&s);
+    let (len, d) = (70, s.head_dim);
+    let rows = Rows::random(7, len, &s);
+    let mut spoilt = rows.clone();
+    for r in 0..len {
+        // Everything of kv head 1 and its two query heads.
+        spoilt.q[r * qw + 2 * d..(r + 1) * qw].fill(f32::NAN);
+        spoilt.k[r * kw + d..(r + 1) * kw].fill(f32::NAN);
+        spoilt.v[r * kw + d..(r + 1) * kw].fill(f32::INFINITY);
+    }
+    let segments = Segments::sequences(&[len]).expect("valid");
+    let dy = Rng(4).normals(len * qw, 1.0);
+    let results = |rows: &Rows| {
+        let [q, k, v] = gradients(rows, &segments, &dy, &s);
+        let mut caches = [cache(&s)];
+        [(train(rows, &segments, &s), qw), (feed(rows, &mut caches, &[len], &s), qw), (q, qw), (k, kw), (v, kw)]
+    };
+    for ((clean, width), (with_nan, _)) in results(&rows).into_iter().zip(results(&spoilt)) {
+        let first = |x: &[f32]| x.chunks(width).flat_map(|r| r[..width / 2].to_vec()).collect::<Vec<_>>();
+        same("heads of the first kv head", &first(&clean), &first(&with_nan));
+    }
+}
+
 #[test]
 fn attention_weights_give_the_output() {
-    let s = shapes()[1];
+    [shapes()[1], AttnShape { head_dim: 10, ..shapes()[1] }].iter().for_each(weights_give_the_output);
+}
+
+fn weights_give_the_output(s: &AttnShape) {
+    let s = *s;
     let segments = Segments::group(5, &[4, 70]).expect("valid");
     let rows = Rows::random(3, segments.rows(), &s);
     let [q, k, v] = rows.tensors(&s);
@@ -341,11 +381,11 @@ fn large_scores_stay_finite() {
 #[test]
 fn unsupported_shapes_and_misfitting_caches_are_errors() {
     let ops = Cpu::new();
-    let s = AttnShape { heads: 2, kv_heads: 1, head_dim: 24, scale: 1.0 };
+    let s = AttnShape { heads: 2, kv_heads: 1, head_dim: 516, scale: 1.0 };
     let [q, k, v] = Rows::random(1, 2, &s).tensors(&s);
     let segments = Segments::sequences(&[2]).expect("valid");
     let message = ops.attention(&q, &k, &v, &segments, &s).expect_err("refused").to_string();
-    assert!(message.contains("head_dim is 24") && message.contains("multiple of 16"), "{message}");
+    assert!(message.contains("head_dim is 516") && message.contains("1 to 512"), "{message}");
 
     let s = shapes()[0];
     let [q, k, v] = Rows::random(1, 2, &s).tensors(&s);

@@ -31,6 +31,8 @@ impl Config {
             rms_norm_eps: keys.eps()?,
             rope_theta,
             rope_scaling: keys.scaling(rope_theta, head_dim)?,
+            attention_bias: file.info("blk.0.attn_q.bias").is_some(),
+            mlp_bias: file.info("blk.0.ffn_up.bias").is_some(),
             tie_word_embeddings: file.info("output.weight").is_none(),
             initializer_range: 0.02,
             bos_token_id: keys.id("tokenizer.ggml.bos_token_id"),

@@ -67,6 +67,12 @@ struct RawRope {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<u64>,
+    attention_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
     partial_rotary_factor: Option<f64>,
 }
 
@@ -152,7 +158,9 @@ impl Config {
             "use_cache": true,
         });
         let own = match self.architecture {
-            Architecture::Llama => json!({"attention_bias": false, "mlp_bias": false, "pretraining_tp": 1}),
+            Architecture::Llama => {
+                json!({"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias, "pretraining_tp": 1})
+            }
             Architecture::Mistral => json!({"sliding_window": null}),
         };
         if let (Value::Object(out), Value::Object(own)) = (&mut out, own) {
@@ -188,7 +196,7 @@ impl Raw {
         let hidden_size = size("hidden_size", self.hidden_size)?;
         let max_position_embeddings = size("max_position_embeddings", self.max_position_embeddings)?;
         self.refuse_sliding_window(architecture, max_position_embeddings)?;
-        let (rope_theta, rope_scaling) = self.rope()?;
+        let (rope_theta, rope_scaling) = self.rope(max_position_embeddings)?;
         Ok(Config {
             architecture,
             vocab_size: size("vocab_size", self.vocab_size)?,
@@ -202,6 +210,8 @@ impl Raw {
             rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
             rope_theta,
             rope_scaling,
+            attention_bias: self.attention_bias.unwrap_or(false),
+            mlp_bias: self.mlp_bias.unwrap_or(false),
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
             initializer_range: self.initializer_range.unwrap_or(0.02),
             bos_token_id: self.bos_token_id,
@@ -249,11 +259,6 @@ impl Raw {
         if let Some(act) = self.hidden_act.as_ref().filter(|a| !matches!(a.as_str(), "silu" | "swish")) {
             return refuse(format!("`hidden_act` = {act:?}"), "only \"silu\" is");
         }
-        for (name, set) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
-            if set == Some(true) {
-                return refuse(format!("`{name}` = true"), "choose a model without biases");
-            }
-        }
         let nested = [&self.rope_parameters, &self.rope_scaling].into_iter().flatten();
         let partial = nested.map(|r| r.partial_rotary_factor).chain([self.partial_rotary_factor]);
         if let Some(part) = partial.flatten().find(|&p| p != 1.0) {
@@ -287,11 +292,11 @@ impl Raw {
     }
 
     /// The base and the rule; the newer spelling wins, the older fills in.
-    fn rope(&self) -> Result<(f64, RopeScaling)> {
+    fn rope(&self, context: usize) -> Result<(f64, RopeScaling)> {
         let nested_theta = [&self.rope_parameters, &self.rope_scaling].into_iter().flatten().find_map(|r| r.rope_theta);
         let theta = nested_theta.or(self.rope_theta).unwrap_or(10_000.0);
         let named = [&self.rope_parameters, &self.rope_scaling].into_iter().flatten().find(|r| r.kind().is_some());
-        let scaling = named.map_or(Ok(RopeScaling::Default), RawRope::scaling)?;
+        let scaling = named.map_or(Ok(RopeScaling::Default), |r| r.scaling(context))?;
         Ok((theta, scaling))
     }
 }
@@ -301,10 +306,12 @@ impl RawRope {
         self.rope_type.as_deref().or(self.r#type.as_deref())
     }
 
-    fn scaling(&self) -> Result<RopeScaling> {
+    fn scaling(&self, context: usize) -> Result<RopeScaling> {
         match self.kind() {
             None | Some("default") => Ok(RopeScaling::Default),
             Some("linear") => Ok(RopeScaling::Linear { factor: number("rope_scaling.factor", self.factor)? }),
+            Some("dynamic") => Ok(RopeScaling::Dynamic { factor: number("rope_scaling.factor", self.factor)? }),
+            Some("yarn") => self.yarn(context),
             Some("llama3") => Ok(RopeScaling::Llama3 {
                 factor: number("rope_scaling.factor", self.factor)?,
                 low_freq_factor: number("rope_scaling.low_freq_factor", self.low_freq_factor)?,
@@ -315,10 +322,32 @@ impl RawRope {
                 )?,
             }),
             Some(other) => {
-                let way_out = "supported are \"default\", \"linear\" and \"llama3\"";
+                let way_out = "supported are \"default\", \"linear\", \"dynamic\", \"llama3\" and \"yarn\"";
                 Err(Error::unsupported(format!("`rope_type` = {other:?}"), way_out))
             }
         }
+    }
+
+    /// Defaults as in transformers 5: a setting of 0 counts as absent, the original context as the whole one, the factor
+    /// as their ratio.
+    fn yarn(&self, context: usize) -> Result<RopeScaling> {
+        let given = |value: Option<f64>| value.filter(|&x| x != 0.0);
+        let original = self.original_max_position_embeddings.unwrap_or(context as u64);
+        let original = size("rope_scaling.original_max_position_embeddings", Some(original))?;
+        let factor = self.factor.unwrap_or(context as f64 / original as f64);
+        let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+        let inferred = match (given(self.mscale), given(self.mscale_all_dim)) {
+            (Some(m), Some(all)) => mscale(m) / mscale(all),
+            _ => mscale(1.0),
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings: original,
+            beta_fast: given(self.beta_fast).unwrap_or(32.0),
+            beta_slow: given(self.beta_slow).unwrap_or(1.0),
+            attention_factor: self.attention_factor.unwrap_or(inferred),
+            truncate: self.truncate.unwrap_or(true),
+        })
     }
 }
 
@@ -327,6 +356,23 @@ impl RopeScaling {
         let value = match self {
             Self::Default => json!({"rope_type": "default"}),
             Self::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            Self::Dynamic { factor } => json!({"rope_type": "dynamic", "factor": factor}),
+            Self::Yarn {
+                factor,
+                original_max_position_embeddings,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "attention_factor": attention_factor,
+                "truncate": truncate,
+            }),
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => json!({
                 "rope_type": "llama3",
                 "factor": factor,
@@ -384,11 +430,42 @@ mod tests {
     }
 
     #[test]
+    fn yarn_takes_what_is_absent_from_the_context() {
+        let yarn = |extra: Value| {
+            let mut rope = json!({"rope_type": "yarn"});
+            rope.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            with("rope_parameters", rope).unwrap().rope_scaling
+        };
+        let default = RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 64,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 0.1 * 4f64.ln() + 1.0,
+            truncate: true,
+        };
+        // 256 positions in all.
+        assert_eq!(yarn(json!({"original_max_position_embeddings": 64})), default);
+        assert_eq!(yarn(json!({"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 0})), default);
+        let own = yarn(json!({"factor": 8.0, "attention_factor": 0.9, "truncate": false}));
+        let RopeScaling::Yarn { original_max_position_embeddings, attention_factor, truncate, .. } = own else {
+            panic!("{own:?}")
+        };
+        assert_eq!((original_max_position_embeddings, attention_factor, truncate), (256, 0.9, false));
+    }
+
+    #[test]
     fn written_config_reads_back_equal() {
         let mut config = with("head_dim", json!(32)).unwrap();
-        for scaling in [RopeScaling::Default, RopeScaling::Linear { factor: 2.0 }] {
+        let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.7,
+                          "mscale_all_dim": 1.2, "beta_fast": 16});
+        let yarn = with("rope_scaling", yarn).unwrap().rope_scaling;
+        let scalings =
+            [RopeScaling::Default, RopeScaling::Linear { factor: 2.0 }, RopeScaling::Dynamic { factor: 2.0 }, yarn];
+        for scaling in scalings {
             for architecture in Architecture::ALL {
                 (config.rope_scaling, config.architecture) = (scaling, architecture);
+                config.attention_bias = architecture == Architecture::Llama;
                 assert_eq!(Config::from_json(&config.to_json("float32").to_string()).unwrap(), config);
             }
         }
@@ -399,11 +476,12 @@ mod tests {
     fn refuses_what_is_not_computed_and_says_so() {
         let cases = [
             ("architectures", json!(["Qwen2ForCausalLM"]), "supported: LlamaForCausalLM, MistralForCausalLM"),
-            ("attention_bias", json!(true), "`attention_bias` = true is not supported"),
-            ("mlp_bias", json!(true), "`mlp_bias` = true is not supported"),
             ("hidden_act", json!("gelu"), "only \"silu\""),
             ("sliding_window", json!(255), "`sliding_window` = 255 in a context of 256"),
-            ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), "\"yarn\""),
+            ("rope_scaling", json!({"rope_type": "longrope", "factor": 2.0}), "\"longrope\" is not supported"),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": -1}), "rope_scaling.factor"),
+            ("rope_scaling", json!({"rope_type": "yarn", "beta_slow": 40}), "more than beta_slow (40)"),
+            ("rope_scaling", json!({"rope_type": "dynamic"}), "rope_scaling.factor"),
             ("rope_scaling", json!({"rope_type": "linear"}), "rope_scaling.factor"),
             ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
             ("quantization_config", json!({"bits": 4}), "quantised"),
@@ -419,6 +497,8 @@ mod tests {
             assert!(message.contains(expected), "{key}: {message}");
         }
         assert!(with("sliding_window", json!(256)).is_ok());
+        assert!(with("attention_bias", json!(true)).unwrap().attention_bias);
+        assert!(with("mlp_bias", json!(true)).unwrap().mlp_bias);
         let mut mistral = llama();
         mistral["architectures"] = json!(["MistralForCausalLM"]);
         mistral["max_position_embeddings"] = json!(8192);
@@ -426,6 +506,9 @@ mod tests {
         assert!(message.contains("`sliding_window` = 4096 in a context of 8192"), "{message}");
         mistral["sliding_window"] = Value::Null;
         Config::from_json(&mistral.to_string()).unwrap();
+        mistral["attention_bias"] = json!(true);
+        let message = Config::from_json(&mistral.to_string()).unwrap_err().to_string();
+        assert!(message.contains("attention_bias"), "{message}");
         assert!(Config::from_json("{").unwrap_err().to_string().contains("config.json"));
     }
 

@@ -60,7 +60,7 @@ pub struct Config {
     pub num_attention_heads: usize,
     /// Key/value heads; a divisor of H.
     pub num_key_value_heads: usize,
-    /// D, the size of one head: a multiple of 16.
+    /// D, the size of one head: even, since rotary embeddings turn pairs. Multiples of 16 are computed without padding.
     pub head_dim: usize,
     /// The longest sequence, in tokens.
     pub max_position_embeddings: usize,
@@ -70,6 +70,10 @@ pub struct Config {
     pub rope_theta: f64,
     /// How the frequencies were changed for longer contexts.
     pub rope_scaling: RopeScaling,
+    /// Whether the query, key, value and output projections add a bias (Llama alone).
+    pub attention_bias: bool,
+    /// Whether the three matrices of the feed-forward add a bias (Llama alone).
+    pub mlp_bias: bool,
     /// Whether the head is the embedding matrix.
     pub tie_word_embeddings: bool,
     /// Standard deviation of random weights.
@@ -105,6 +109,8 @@ impl Config {
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::Default,
+            attention_bias: false,
+            mlp_bias: false,
             tie_word_embeddings: true,
             initializer_range: 0.02,
             bos_token_id: None,
@@ -128,7 +134,8 @@ impl Config {
         if !(self.initializer_range >= 0.0 && self.initializer_range.is_finite()) {
             return Err(Error::config("initializer_range", self.initializer_range, "a number of 0 or more"));
         }
-        self.rope_scaling.validate()?;
+        self.rope_scaling.validate(self.rope_theta)?;
+        self.validate_biases()?;
         self.validate_tokens()
     }
 
@@ -137,11 +144,21 @@ impl Config {
             let expected = format!("a divisor of num_attention_heads ({})", self.num_attention_heads);
             return Err(Error::config("num_key_value_heads", self.num_key_value_heads, expected));
         }
-        if self.head_dim == 0 || !self.head_dim.is_multiple_of(16) || self.head_dim > 512 {
-            let expected = "a multiple of 16 from 16 to 512 (by default hidden_size / num_attention_heads)";
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || self.head_dim > 512 {
+            let expected = "an even number from 2 to 512 (by default hidden_size / num_attention_heads)";
             return Err(Error::config("head_dim", self.head_dim, expected));
         }
         between("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim, MOST_WIDTH)
+    }
+
+    fn validate_biases(&self) -> Result<()> {
+        for (field, set) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
+            if set && self.architecture != Architecture::Llama {
+                let expected = format!("false for {} (LlamaForCausalLM has biases)", self.architecture.class());
+                return Err(Error::config(field, set, expected));
+            }
+        }
+        Ok(())
     }
 
     fn validate_tokens(&self) -> Result<()> {
@@ -160,7 +177,12 @@ impl Config {
         let (v, c, f) = (self.vocab_size as u128, self.hidden_size as u128, self.intermediate_size as u128);
         let q = self.num_attention_heads as u128 * self.head_dim as u128;
         let kv = self.num_key_value_heads as u128 * self.head_dim as u128;
-        let block = c.saturating_mul(2 * q + 2 * kv).saturating_add(c.saturating_mul(3 * f)).saturating_add(2 * c);
+        let attn_bias = if self.attention_bias { q + 2 * kv + c } else { 0 };
+        let mlp_bias = if self.mlp_bias { 2 * f + c } else { 0 };
+        let block = c
+            .saturating_mul(2 * q + 2 * kv)
+            .saturating_add(c.saturating_mul(3 * f))
+            .saturating_add(2 * c + attn_bias + mlp_bias);
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         let all = block
             .saturating_mul(self.num_hidden_layers as u128)
@@ -169,9 +191,10 @@ impl Config {
         u64::try_from(all).unwrap_or(u64::MAX)
     }
 
-    /// Bytes that one position takes in a key/value cache.
+    /// Bytes that one position takes in a key/value cache, where values of a head fill rows of a multiple of 16.
     pub fn kv_bytes_per_token(&self) -> u64 {
-        2 * 4 * self.num_hidden_layers as u64 * self.num_key_value_heads as u64 * self.head_dim as u64
+        let head = self.head_dim + self.head_dim.next_multiple_of(16);
+        4 * self.num_hidden_layers as u64 * self.num_key_value_heads as u64 * head as u64
     }
 
     /// Attention's shape with the usual factor `1 / sqrt(D)`.
@@ -239,13 +262,44 @@ mod tests {
     }
 
     #[test]
+    fn the_cache_takes_what_the_config_says() {
+        for head_dim in [2, 16, 24, 100] {
+            let mut c = Config::llama(97, 64, 3, 4);
+            (c.head_dim, c.num_key_value_heads) = (head_dim, 2);
+            let model = crate::Model::init(&temper_tensor::Cpu::new(), &c, 1).unwrap();
+            let (mut cache, ops) = (model.new_cache(), temper_tensor::Cpu::new());
+            let tape = temper_tensor::Tape::new(&ops, &model.params, false);
+            let mut slots = [temper_tensor::CacheSlot { cache: &mut cache, rows: 0..64 }];
+            model.hidden(&tape, &[7; 64], crate::Attend::Cache(&mut slots), false).unwrap();
+            assert_eq!(cache.bytes() as u64, 64 * c.kv_bytes_per_token());
+        }
+    }
+
+    #[test]
+    fn biases_belong_to_llama() {
+        let mut c = Config::llama(97, 64, 2, 4);
+        let plain = c.parameter_count();
+        (c.attention_bias, c.mlp_bias) = (true, true);
+        c.validate().unwrap();
+        assert_eq!(c.parameter_count() - plain, 2 * (4 * 64 + 2 * c.intermediate_size as u64 + 64));
+        c.architecture = Architecture::Mistral;
+        assert!(c.validate().unwrap_err().to_string().contains("false for MistralForCausalLM"));
+    }
+
+    #[test]
     fn heads_that_do_not_divide_are_errors() {
         let mut c = Config::llama(97, 64, 2, 4);
         c.num_key_value_heads = 3;
         assert!(c.validate().unwrap_err().to_string().contains("a divisor of num_attention_heads (4)"));
         let mut c = Config::llama(97, 64, 2, 4);
-        c.head_dim = 20;
-        assert!(c.validate().unwrap_err().to_string().contains("multiple of 16"));
+        for head_dim in [2, 8, 20, 100, 512] {
+            c.head_dim = head_dim;
+            c.validate().unwrap();
+        }
+        for head_dim in [5, 514] {
+            c.head_dim = head_dim;
+            assert!(c.validate().unwrap_err().to_string().contains("an even number from 2 to 512"));
+        }
         let mut c = Config::llama(97, 64, 2, 4);
         c.eos_token_ids = vec![97];
         assert!(c.validate().unwrap_err().to_string().contains("eos_token_id"));

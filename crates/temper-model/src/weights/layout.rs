@@ -33,13 +33,20 @@ pub(crate) struct TensorSpec {
     pub(crate) shape: Vec<usize>,
     /// Whether its output is added to the residual stream (such weights start smaller).
     pub(crate) residual: bool,
-    /// For query and key projections the number of heads, whose rows GGUF files interleave.
+    /// Whether this is a bias (the other vectors are norms).
+    pub(crate) bias: bool,
+    /// For query and key projections (weights and biases) the number of heads, whose rows GGUF files interleave.
     pub(crate) rotary_heads: Option<usize>,
 }
 
 /// The name of a block's tensor; `part` as in Hugging Face, for example `mlp.up_proj`.
 pub(crate) fn block_name(layer: usize, part: &str) -> String {
     format!("model.layers.{layer}.{part}.weight")
+}
+
+/// The name of the bias that belongs to [`block_name`].
+pub(crate) fn bias_name(layer: usize, part: &str) -> String {
+    format!("model.layers.{layer}.{part}.bias")
 }
 
 /// All tensors in the model's own order: embedding, blocks, final norm, head if it is not tied.
@@ -50,13 +57,33 @@ pub(crate) fn tensors(c: &Config) -> Vec<TensorSpec> {
         gguf: gguf.into(),
         shape,
         residual: false,
+        bias: false,
         rotary_heads: None,
     };
     let mut all = vec![plain(EMBED, "token_embd.weight", vec![v, h])];
-    all.extend((0..c.num_hidden_layers).flat_map(|layer| BLOCK.map(|(part, gguf)| block_tensor(c, layer, part, gguf))));
+    all.extend((0..c.num_hidden_layers).flat_map(|layer| block_tensors(c, layer)));
     all.push(plain(NORM, "output_norm.weight", vec![h]));
     if !c.tie_word_embeddings {
         all.push(plain(HEAD, "output.weight", vec![v, h]));
+    }
+    all
+}
+
+/// A block's tensors, each bias behind its matrix.
+fn block_tensors(c: &Config, layer: usize) -> Vec<TensorSpec> {
+    let mut all = Vec::new();
+    for (part, gguf) in BLOCK {
+        let weight = block_tensor(c, layer, part, gguf);
+        let biased = part.starts_with("self_attn.") && c.attention_bias || part.starts_with("mlp.") && c.mlp_bias;
+        let bias = biased.then(|| TensorSpec {
+            name: bias_name(layer, part),
+            gguf: format!("blk.{layer}.{gguf}.bias"),
+            shape: vec![weight.shape[0]],
+            bias: true,
+            ..weight.clone()
+        });
+        all.push(weight);
+        all.extend(bias);
     }
     all
 }
@@ -82,6 +109,7 @@ fn block_tensor(c: &Config, layer: usize, part: &str, gguf: &str) -> TensorSpec 
         gguf: format!("blk.{layer}.{gguf}.weight"),
         shape,
         residual: matches!(part, "self_attn.o_proj" | "mlp.down_proj"),
+        bias: false,
         rotary_heads,
     }
 }
@@ -103,13 +131,14 @@ mod tests {
     fn tensors_add_up_to_the_parameter_count() {
         let mut c = Config::llama(97, 64, 3, 4);
         c.num_key_value_heads = 2;
-        for tied in [true, false] {
-            c.tie_word_embeddings = tied;
+        for flags in 0..8 {
+            (c.tie_word_embeddings, c.attention_bias, c.mlp_bias) = (flags & 1 > 0, flags & 2 > 0, flags & 4 > 0);
             let total: usize = tensors(&c).iter().map(|t| t.shape.iter().product::<usize>()).sum();
             assert_eq!(total as u64, c.parameter_count());
         }
         let names: Vec<_> = tensors(&c).into_iter().map(|t| (t.name, t.gguf)).collect();
         assert!(names.contains(&("model.layers.2.mlp.down_proj.weight".into(), "blk.2.ffn_down.weight".into())));
+        assert!(names.contains(&("model.layers.1.self_attn.o_proj.bias".into(), "blk.1.attn_output.bias".into())));
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Weights {
             return Err(Error::NotFinite { path: self.source().path().into(), name: name.into(), value });
         }
         Ok(match (self, spec.rotary_heads) {
-            (Self::Gguf(_), Some(heads)) => deinterleave(&values, heads, spec.shape[1]),
+            (Self::Gguf(_), Some(heads)) => deinterleave(&values, heads, spec.shape.get(1).copied().unwrap_or(1)),
             _ => values,
         })
     }

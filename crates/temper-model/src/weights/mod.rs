@@ -4,4 +4,4 @@ mod layout;
 mod load;
 mod save;
 
-pub(crate) use layout::{EMBED, HEAD, NORM, TensorSpec, block_name, tensors};
+pub(crate) use layout::{EMBED, HEAD, NORM, TensorSpec, bias_name, block_name, tensors};

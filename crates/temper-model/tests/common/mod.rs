@@ -19,6 +19,24 @@ pub fn small(seed: u64) -> Model {
     Model::init(&Cpu::new(), &config, seed).unwrap()
 }
 
+/// Models of shapes that fill no vector: heads of 8 and of 20, odd widths, one kv head, an own head, biases.
+pub fn short_heads(seed: u64) -> [Model; 2] {
+    let mut even = Config::llama(97, 48, 2, 6);
+    (even.num_key_value_heads, even.max_position_embeddings, even.initializer_range) = (2, 200, 0.2);
+    let odd = Config {
+        hidden_size: 37,
+        intermediate_size: 11,
+        num_attention_heads: 3,
+        num_key_value_heads: 1,
+        head_dim: 20,
+        attention_bias: true,
+        mlp_bias: true,
+        tie_word_embeddings: false,
+        ..even.clone()
+    };
+    [even, odd].map(|config| Model::init(&Cpu::new(), &config, seed).unwrap())
+}
+
 /// Pseudo-random token ids.
 pub fn ids(seed: u64, len: usize) -> Vec<u32> {
     (0..len as u64).map(|i| ((seed * 7919 + i * 104_729 + i * i * 31) % 97) as u32).collect()

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::attention::gather::{Columns, padded};
 use crate::attention::rows::{dot, probabilities, scaled, score_gradients};
 use crate::attention::tiles::{Left, Right, multiply};
-use crate::attention::{BLOCK, Group, Queries, Shared, TILE};
+use crate::attention::{BLOCK, Group, Queries, Shared, TILE, wide};
 use crate::buf::Buf;
 use crate::ops::AttnShape;
 use crate::segments::Segments;
@@ -100,7 +100,8 @@ struct KvColumns {
     d: usize,
 }
 
-/// One chain's keys and values of one kv head, in the layouts that backward multiplies by, and their gradients.
+/// One chain's keys and values of one kv head, in the layouts that backward multiplies by, and their gradients:
+/// panels `[T/16][D][16]`, rows `[T][wide(D)]`.
 struct Keys {
     key_panels: Buf,
     key_rows: Buf,
@@ -108,7 +109,7 @@ struct Keys {
     sums: Sums,
 }
 
-/// Gradients of a chain's keys and values, one kv head, by position.
+/// Gradients of a chain's keys and values, one kv head, by position: rows `[T][wide(D)]`.
 struct Sums {
     dk: Buf,
     dv: Buf,
@@ -117,12 +118,13 @@ struct Sums {
 impl Keys {
     fn new(saved: &Saved, at: KvColumns, chain: &[Range<usize>]) -> Self {
         let len: usize = chain.iter().map(Range::len).sum();
-        let zeros = || Buf::zeros(padded(len, at.d));
+        let panels = || Buf::zeros(padded(len, at.d));
+        let rows = || Buf::zeros(padded(len, wide(at.d)));
         let mut keys = Self {
-            key_panels: zeros(),
-            key_rows: zeros(),
-            value_panels: zeros(),
-            sums: Sums { dk: zeros(), dv: zeros() },
+            key_panels: panels(),
+            key_rows: rows(),
+            value_panels: panels(),
+            sums: Sums { dk: rows(), dv: rows() },
         };
         let columns = |data| Columns { data, width: at.width, col: at.col, d: at.d };
         columns(saved.k).panels_into(chain, len, &mut keys.key_panels);
@@ -136,7 +138,7 @@ impl Sums {
     /// Adds the gradients to the rows of the batch.
     fn add_to(&self, chain: &[Range<usize>], at: KvColumns, dk: &mut [f32], dv: &mut [f32]) {
         for (pos, row) in chain.iter().cloned().flatten().enumerate() {
-            let (from, to) = (pos * at.d, row * at.width + at.col);
+            let (from, to) = (pos * wide(at.d), row * at.width + at.col);
             add_row(&self.dk[from..from + at.d], &mut dk[to..to + at.d]);
             add_row(&self.dv[from..from + at.d], &mut dv[to..to + at.d]);
         }
@@ -147,7 +149,7 @@ fn add_row(from: &[f32], to: &mut [f32]) {
     to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
 }
 
-/// Scratch for up to [`PAIRS`] (query, head) pairs.
+/// Scratch for up to [`PAIRS`] (query, head) pairs; rows of q, dy and dq are `wide(D)` apart.
 struct Work {
     q: Buf,
     dy: Buf,
@@ -160,20 +162,20 @@ struct Work {
 
 impl Work {
     fn new(d: usize) -> Self {
-        let rows = || Buf::zeros(PAIRS * d);
+        let rows = || Buf::zeros(PAIRS * wide(d));
         let block = || Buf::zeros(PAIRS * BLOCK);
         Self { q: rows(), dy: rows(), dq: rows(), p: block(), ds: block(), lse: [0.0; PAIRS], delta: [0.0; PAIRS] }
     }
 
     fn load(&mut self, saved: &Saved, group: &Group, queries: Queries, pairs: Range<usize>) {
-        let d = group.d;
+        let (d, wide) = (group.d, wide(group.d));
         for (i, pair) in pairs.enumerate() {
             let at = group.at(queries.start, pair);
             let (dy, out) = (&saved.dy[at..at + d], &saved.out[at..at + d]);
-            self.dy[i * d..(i + 1) * d].copy_from_slice(dy);
+            self.dy[i * wide..][..d].copy_from_slice(dy);
             self.delta[i] = dot(dy, out);
             self.lse[i] = saved.lse[group.stat(queries.start, pair)];
-            scaled(&saved.q[at..at + d], group.scale, &mut self.q[i * d..(i + 1) * d]);
+            scaled(&saved.q[at..at + d], group.scale, &mut self.q[i * wide..][..d]);
         }
     }
 
@@ -195,47 +197,49 @@ impl Work {
             let seen = |pair: usize| if b < last { BLOCK } else { position(pair) % BLOCK + 1 };
             let depth = seen(pairs.end - 1);
             let block = b * BLOCK * d..(b + 1) * BLOCK * d;
-            self.score_block(&keys.key_panels[block.clone()], &keys.value_panels[block.clone()], pairs.len(), d, depth);
+            self.score_block(&keys.key_panels[block.clone()], &keys.value_panels[block], pairs.len(), d, depth);
             for (i, pair) in pairs.clone().enumerate() {
                 let (p, ds) = (&mut self.p[i * BLOCK..][..BLOCK], &mut self.ds[i * BLOCK..][..BLOCK]);
                 probabilities(p, seen(pair), self.lse[i]);
                 score_gradients(p, ds, seen(pair), self.delta[i]);
             }
-            self.products(keys, block, pairs.len(), d, depth, b > 0);
+            self.products(keys, b, pairs.len(), wide(d), depth);
         }
         for (i, pair) in pairs.enumerate() {
             // SAFETY: each (row, head) pair belongs to exactly one step of one worker.
             let to = unsafe { dq.slice(group.at(queries.start, pair), d) };
-            scaled(&self.dq[i * d..(i + 1) * d], group.scale, to);
+            scaled(&self.dq[i * wide(d)..][..d], group.scale, to);
         }
     }
 
     /// Scores into `p`, products of the output's gradient with the values into `ds`.
     fn score_block(&mut self, key_panels: &[f32], value_panels: &[f32], rows: usize, d: usize, depth: usize) {
+        let wide = wide(d);
         for at in (0..rows).step_by(TILE) {
             let n = TILE.min(rows - at);
-            let (from, to) = (at * d, at * BLOCK);
+            let (from, to) = (at * wide, at * BLOCK);
             let keys = Right::panels(key_panels, d, depth);
-            multiply(n, d, Left::rows(&self.q[from..], d), keys, &mut self.p[to..], BLOCK, false);
+            multiply(n, d, Left::rows(&self.q[from..], wide), keys, &mut self.p[to..], BLOCK, false);
             let values = Right::panels(value_panels, d, depth);
-            multiply(n, d, Left::rows(&self.dy[from..], d), values, &mut self.ds[to..], BLOCK, false);
+            multiply(n, d, Left::rows(&self.dy[from..], wide), values, &mut self.ds[to..], BLOCK, false);
         }
     }
 
-    /// dV += P^T dY, dK += dS^T Q, dQ (=|+=) dS K.
-    fn products(&mut self, keys: &mut Keys, block: Range<usize>, rows: usize, d: usize, depth: usize, acc: bool) {
+    /// dV += P^T dY, dK += dS^T Q, dQ (=|+=) dS K of key block `b`; rows are `width` floats apart.
+    fn products(&mut self, keys: &mut Keys, b: usize, rows: usize, width: usize, depth: usize) {
+        let start = b * BLOCK * width;
         for at in (0..depth).step_by(TILE) {
             let n = TILE.min(depth - at);
-            let to = block.start + at * d;
+            let to = start + at * width;
             let (p, ds) = (Left::columns(&self.p, BLOCK, at), Left::columns(&self.ds, BLOCK, at));
-            multiply(n, rows, p, Right::rows(&self.dy, d), &mut keys.sums.dv[to..], d, true);
-            multiply(n, rows, ds, Right::rows(&self.q, d), &mut keys.sums.dk[to..], d, true);
+            multiply(n, rows, p, Right::rows(&self.dy, width), &mut keys.sums.dv[to..], width, true);
+            multiply(n, rows, ds, Right::rows(&self.q, width), &mut keys.sums.dk[to..], width, true);
         }
-        let key_rows = &keys.key_rows[block];
+        let key_rows = &keys.key_rows[start..start + BLOCK * width];
         for at in (0..rows).step_by(TILE) {
             let n = TILE.min(rows - at);
             let ds = Left::rows(&self.ds[at * BLOCK..], BLOCK);
-            multiply(n, depth, ds, Right::rows(key_rows, d), &mut self.dq[at * d..], d, acc);
+            multiply(n, depth, ds, Right::rows(key_rows, width), &mut self.dq[at * width..], width, b > 0);
         }
     }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::attention::gather::{Columns, Gathered};
 use crate::attention::rows::{online_softmax_row, scale_in_place, scaled};
 use crate::attention::tiles::{Left, Right, multiply};
-use crate::attention::{BLOCK, Group, Queries, Shared, TILE};
+use crate::attention::{BLOCK, Group, Queries, Shared, TILE, wide};
 use crate::kv::CacheSlot;
 use crate::ops::AttnShape;
 use crate::segments::Segments;
@@ -24,7 +24,7 @@ struct Tile {
 
 impl Tile {
     fn new(d: usize) -> Self {
-        Self { q: vec![0.0; TILE * d], out: vec![0.0; TILE * d], scores: [0.0; TILE * BLOCK] }
+        Self { q: vec![0.0; TILE * d], out: vec![0.0; TILE * wide(d)], scores: [0.0; TILE * BLOCK] }
     }
 }
 
@@ -89,8 +89,9 @@ pub(crate) fn cached(
     let slots: &[CacheSlot] = slots;
     run(work, &items, |&(i, h, piece)| {
         let pages = slots[i].cache.pages(layer);
-        let range = h * BLOCK * d..(h + 1) * BLOCK * d;
-        attend(&io, &Group::new(shape, h), piece, |b| (&pages[b].keys[range.clone()], &pages[b].values[range.clone()]));
+        let range = |d| h * BLOCK * d..(h + 1) * BLOCK * d;
+        let block = |b: usize| (&pages[b].keys[range(d)], &pages[b].values[range(wide(d))]);
+        attend(&io, &Group::new(shape, h), piece, block);
     });
 }
 
@@ -118,7 +119,7 @@ fn attend_tile<'k>(
     tile: &mut Tile,
     block: &impl Fn(usize) -> (&'k [f32], &'k [f32]),
 ) {
-    let (d, rows) = (group.d, pairs.len());
+    let (d, wide, rows) = (group.d, wide(group.d), pairs.len());
     for (i, pair) in pairs.clone().enumerate() {
         let at = group.at(queries.start, pair);
         scaled(&io.q[at..at + d], group.scale, &mut tile.q[i * d..(i + 1) * d]);
@@ -135,15 +136,16 @@ fn attend_tile<'k>(
             let row = &mut tile.scores[i * BLOCK..(i + 1) * BLOCK];
             let factor = online_softmax_row(row, seen(pair), &mut max[i], &mut sum[i]);
             if b > 0 {
-                scale_in_place(&mut tile.out[i * d..(i + 1) * d], factor);
+                scale_in_place(&mut tile.out[i * wide..][..d], factor);
             }
         }
-        multiply(rows, depth, Left::rows(&tile.scores, BLOCK), Right::rows(values, d), &mut tile.out, d, b > 0);
+        let scores = Left::rows(&tile.scores, BLOCK);
+        multiply(rows, depth, scores, Right::rows(values, wide), &mut tile.out, wide, b > 0);
     }
     for (i, pair) in pairs.enumerate() {
         // SAFETY: each (row, head) pair belongs to exactly one tile of one item.
         let out = unsafe { io.out.slice(group.at(queries.start, pair), d) };
-        scaled(&tile.out[i * d..(i + 1) * d], 1.0 / sum[i], out);
+        scaled(&tile.out[i * wide..][..d], 1.0 / sum[i], out);
         if let Some(lse) = &io.lse {
             // SAFETY: as above.
             let lse = unsafe { lse.slice(group.stat(queries.start, pair), 1) };

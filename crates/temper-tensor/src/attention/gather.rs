@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::attention::BLOCK;
+use crate::attention::{BLOCK, wide};
 use crate::buf::Buf;
 use crate::panels::LANES;
 
@@ -13,7 +13,7 @@ pub(crate) struct Gathered {
     len: usize,
     /// Keys in 16-lane panels `[T/16][D][16]`.
     key_panels: Buf,
-    /// Values as rows `[T][D]`.
+    /// Values as rows `[T][wide(D)]`.
     values: Buf,
 }
 
@@ -32,11 +32,11 @@ impl Columns<'_> {
         &self.data[at..at + self.d]
     }
 
-    /// The rows of the chain one after the other, up to `len` of them.
+    /// The rows of the chain one after the other, up to `len` of them, `wide(D)` apart.
     pub(crate) fn rows_into(&self, chain: &[Range<usize>], len: usize, out: &mut [f32]) {
         let rows = chain.iter().cloned().flatten().take(len);
-        for (r, out) in rows.zip(out.chunks_exact_mut(self.d)) {
-            out.copy_from_slice(self.row(r));
+        for (r, out) in rows.zip(out.chunks_exact_mut(wide(self.d))) {
+            out[..self.d].copy_from_slice(self.row(r));
         }
     }
 
@@ -52,16 +52,17 @@ impl Columns<'_> {
     }
 }
 
-/// Floats of a buffer that holds `len` positions in whole blocks.
-pub(crate) fn padded(len: usize, d: usize) -> usize {
-    len.div_ceil(BLOCK) * BLOCK * d
+/// Floats of a buffer that holds `len` positions of `width` floats in whole blocks.
+pub(crate) fn padded(len: usize, width: usize) -> usize {
+    len.div_ceil(BLOCK) * BLOCK * width
 }
 
 impl Gathered {
     /// The first `len` positions of the chain.
     pub(crate) fn new(k: Columns, v: Columns, chain: &[Range<usize>], len: usize) -> Self {
         let d = k.d;
-        let mut it = Self { d, len, key_panels: Buf::zeros(padded(len, d)), values: Buf::zeros(padded(len, d)) };
+        let zeros = |width| Buf::zeros(padded(len, width));
+        let mut it = Self { d, len, key_panels: zeros(d), values: zeros(wide(d)) };
         k.panels_into(chain, len, &mut it.key_panels);
         v.rows_into(chain, len, &mut it.values);
         it
@@ -70,7 +71,7 @@ impl Gathered {
     /// Key panels and value rows of block `b`.
     pub(crate) fn block(&self, b: usize) -> (&[f32], &[f32]) {
         debug_assert!(b * BLOCK < self.len);
-        let range = b * BLOCK * self.d..(b + 1) * BLOCK * self.d;
-        (&self.key_panels[range.clone()], &self.values[range])
+        let range = |width| b * BLOCK * width..(b + 1) * BLOCK * width;
+        (&self.key_panels[range(self.d)], &self.values[range(wide(self.d))])
     }
 }

@@ -52,10 +52,14 @@ fn gradients_body<const FMA: bool>(p: &[f32], ds: &mut [f32], seen: usize, delta
 #[inline(always)]
 fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
         for l in 0..LANES {
             lanes[l] = mul_add::<FMA>(a[l], b[l], lanes[l]);
         }
+    }
+    for ((a, b), lane) in a_rest.iter().zip(b_rest).zip(&mut lanes) {
+        *lane = mul_add::<FMA>(*a, *b, *lane);
     }
     tree(lanes)
 }
@@ -83,7 +87,7 @@ multiversion! {
     pub(crate) fn probabilities(row: &mut [f32], seen: usize, lse: f32) = probabilities_body, probabilities_at;
     /// `ds = p * (ds - delta)`, 0 where not seen.
     pub(crate) fn score_gradients(p: &[f32], ds: &mut [f32], seen: usize, delta: f32) = gradients_body, gradients_at;
-    /// Dot product of two rows whose length is a multiple of 16: 16 lanes, then a tree.
+    /// Dot product of two rows: 16 lanes, then a tree.
     pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body, dot_at;
     /// `to = from * factor`.
     pub(crate) fn scaled(from: &[f32], factor: f32, to: &mut [f32]) = scaled_body, scaled_at;

@@ -38,8 +38,9 @@ impl<'t> Right<'t> {
         Self { data, panel: depth * LANES, step: LANES, panels: cols.div_ceil(LANES) }
     }
 
-    /// Rows `[depth][cols]`, `cols` a multiple of 16.
+    /// Rows `[depth][cols]`, `cols` a multiple of 16 (see [`wide`](crate::panels::wide)).
     pub(crate) fn rows(data: &'t [f32], cols: usize) -> Self {
+        debug_assert!(cols.is_multiple_of(LANES));
         Self { data, panel: LANES, step: cols, panels: cols / LANES }
     }
 

@@ -160,6 +160,55 @@ fn weight_gradient_of_parts_adds_up_to_the_same_bits() {
     }
 }
 
+/// The two matrices of low-rank adapters: `[rank, width]` down and `[width, rank]` up. The last width's input gradient is
+/// a sum of two chains.
+fn adapters() -> impl Iterator<Item = (usize, usize)> {
+    let pairs = [1, 2, 4, 8, 16, 64].into_iter().flat_map(|rank| [576, 1536, 2560].map(|width| (rank, width)));
+    pairs.flat_map(|(rank, width)| [(rank, width), (width, rank)])
+}
+
+#[test]
+fn low_ranks_do_not_depend_on_the_batch() {
+    let most = 40;
+    for isa in levels() {
+        for (n, k) in adapters() {
+            let (x, dy, w) = (random(most * k, 5), random(most * n, 6), random(n * k, 7));
+            let panels = Panels::from_rows(&w, n, k);
+            let (mut y, mut dx) = (vec![0.0; most * n], vec![0.0; most * k]);
+            linear_at(isa, &x, most, &panels, &mut y, false);
+            linear_dx_at(isa, &dy, most, &panels, &mut dx, false);
+            assert!(distance(&y, &reference(&x, most, &w, n, k, &vec![0.0; most * n])) < 1e-5, "{isa:?} [{n}, {k}]");
+            let want = reference(&dy, most, &transposed(&w, n, k), k, n, &vec![0.0; most * k]);
+            assert!(distance(&dx, &want) < 1e-5, "{isa:?} [{n}, {k}]");
+            for (at, m) in [(0, 1), (39, 1), (3, 2), (1, 5), (7, 12), (5, 13), (2, 24), (1, 37)] {
+                let (mut part_y, mut part_dx) = (vec![0.0; m * n], vec![0.0; m * k]);
+                linear_at(isa, &x[at * k..(at + m) * k], m, &panels, &mut part_y, false);
+                linear_dx_at(isa, &dy[at * n..(at + m) * n], m, &panels, &mut part_dx, false);
+                assert_eq!(part_y, y[at * n..(at + m) * n], "{isa:?} rows {at}+{m} of [{n}, {k}]");
+                assert_eq!(part_dx, dx[at * k..(at + m) * k], "{isa:?} input gradient, rows {at}+{m} of [{n}, {k}]");
+            }
+        }
+    }
+}
+
+#[test]
+fn low_rank_weight_gradients_of_parts_add_up_to_the_same_bits() {
+    let m = 300;
+    for isa in levels() {
+        for (n, k) in adapters() {
+            let (dy, x) = (random(m * n, 7), random(m * k, 8));
+            let mut whole = Panels::zeros(n, k);
+            linear_dw_at(isa, &dy, &x, m, &mut whole);
+            for cut in [1, 13, 256, 299] {
+                let mut parts = Panels::zeros(n, k);
+                linear_dw_at(isa, &dy[..cut * n], &x[..cut * k], cut, &mut parts);
+                linear_dw_at(isa, &dy[cut * n..], &x[cut * k..], m - cut, &mut parts);
+                assert_eq!(parts.data(), whole.data(), "{isa:?} cut at {cut} of [{n}, {k}]");
+            }
+        }
+    }
+}
+
 #[test]
 fn colliding_strides_agree_with_f64() {
     for (n, k) in COLLIDING {
@@ -192,7 +241,11 @@ fn blocks_of_rows_do_not_change_bits() {
 
 #[test]
 fn threads_do_not_change_bits() {
-    let (m, n, k) = (530, 200, 300);
+    products_agree_between_threads(530, 200, 300);
+    adapters().for_each(|(n, k)| products_agree_between_threads(150, n, k));
+}
+
+fn products_agree_between_threads(m: usize, n: usize, k: usize) {
     let (x, dy, w) = (random(m * k, 1), random(m * n, 2), Panels::from_rows(&random(n * k, 3), n, k));
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
@@ -205,7 +258,7 @@ fn threads_do_not_change_bits() {
         })
     };
     let one = run(1);
-    assert!([2, 3, 5].into_iter().all(|threads| run(threads) == one));
+    assert!([2, 3, 5].into_iter().all(|threads| run(threads) == one), "{m} rows of [{n}, {k}]");
 }
 
 #[test]
