@@ -10,6 +10,7 @@ use super::parts::{Batch, Clip, DataSource, EvalTask, Generation, Mask, Optimize
 /// One stage of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // a recipe has a handful of stages
 pub enum Stage {
     /// Train a tokenizer.
     Tokenizer(TokenizerStage),
