@@ -15,6 +15,7 @@ use crate::transform::Transform;
 /// One stage of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // a recipe has a handful of stages
 pub enum Stage {
     /// Train a tokenizer.
     Tokenizer(TokenizerStage),
