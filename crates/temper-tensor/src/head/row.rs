@@ -68,7 +68,9 @@ impl RowStats {
         }
         if d_mean != 0.0 {
             let even = self.inv_temperature * d_mean / row.len() as f32;
-            row.iter_mut().for_each(|d| *d += even);
+            for d in row.iter_mut() {
+                *d += even;
+            }
         }
         for (t, d) in targets.iter().zip(d_logp) {
             row[*t as usize] += self.inv_temperature * d;
