@@ -80,7 +80,7 @@ fn every_method_trains_and_does_not_depend_on_micro_batches() {
         &["stage.sft.input={neftune_alpha=5}"],
         &["stage.sft.input={mask={share=0.5,token=\"<|im_start|>\"}}"],
         &["stage.sft.input={own_guess=0.3}"],
-        &["stage.sft.constraint={epsilon=0.5,lr=0.3}"],
+        &["stage.sft.constraint={epsilon=0.5,lr=0.3,init=2}"],
         &["stage.sft.transform=[{kind=\"unfamiliar\",answer=\"unknown\",share=0.5}]"],
         &["stage.sft.transform=[{kind=\"pseudo_label\",max_tokens=4}]"],
     ];
