@@ -265,7 +265,14 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
                     "set `tokenizer` to a directory, or put a stage of kind `tokenizer` before it",
                 );
             }
-            if let Err(e) = s.shape.plain(1024).validate() {
+            let (hidden, heads) = (s.shape.hidden_size, s.shape.heads);
+            if heads > 0 && !hidden.is_multiple_of(heads) {
+                found.error(
+                    &at,
+                    format!("shape: `hidden_size` is {hidden} and `heads` is {heads}"),
+                    "every head has the same size: use a multiple of `heads` as `hidden_size`",
+                );
+            } else if let Err(e) = s.shape.plain(1024).validate() {
                 found.error(&at, format!("shape: {e}"), "see `temper recipe schema`");
             }
         }
