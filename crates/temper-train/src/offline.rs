@@ -232,12 +232,11 @@ impl Micro {
         let (ops, loss) = (step.ctx.ops(), step.loss);
         let mean_logp = loss.needs().contains(Needs::MEAN_LOGP);
         let spec = HeadSpec { entropy: true, argmax: true, mean_logp, ..HeadSpec::default() };
-        let known = match loss.coupling() {
-            Coupling::Token => None,
-            _ => {
-                let head = learner.terms_with(ops, &self.batch, &spec, &self.hooks)?;
-                Some(self.terms(loss, 0..self.weight.len(), &head))
-            }
+        let known = if loss.coupling() == Coupling::Token {
+            None
+        } else {
+            let head = learner.terms_with(ops, &self.batch, &spec, &self.hooks)?;
+            Some(self.terms(loss, 0..self.weight.len(), &head))
         };
         let mut failed = None;
         let mut total = SupervisedTerms { parts: vec![0.0; sums.parts.len()], ..SupervisedTerms::default() };
