@@ -14,7 +14,6 @@
 //! | token objective | [`TokenObjective`] | logp (logp_ref, entropy, mean_logp) -> x and its derivatives |
 //! | weighting | [`Weighting`] | masks of the whole optimiser step -> `weight` |
 //! | schedule | [`Schedule`] | optimiser step -> multiplier |
-//! | controller | [`Controller`] | measurement -> next value of a coefficient |
 //! | knob | [`Knob`] | step, what was measured -> value of a setting |
 //! | critic | [`Critic`] | (value, return) -> x and its derivative |
 //!
@@ -34,7 +33,6 @@
 mod advantage;
 mod coefficients;
 mod constraint;
-mod controller;
 mod correction;
 mod coupling;
 mod error;
@@ -66,7 +64,6 @@ pub use advantage::{
 };
 pub use coefficients::{TriceCoefficients, feedback_advantages, trice_coefficients};
 pub use constraint::SampleConstraint;
-pub use controller::{Controller, Reading};
 pub use correction::{Correction, Level};
 pub use coupling::Coupling;
 pub use error::{Error, Problem};

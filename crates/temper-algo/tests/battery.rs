@@ -4,8 +4,8 @@ mod support;
 
 use support::{Case, case, every_objective};
 use temper_algo::{
-    Advantage, Controller, Correction, Coupling, Error, GroupShaper, KlEstimator, Moving, Needs, PolicyMetrics,
-    PolicyObjective, Ratio, RewardShaping, Schedule, SequenceMask, Surrogate, TokenObjective, Weighting,
+    Advantage, Correction, Coupling, Error, GroupShaper, KlEstimator, Moving, Needs, PolicyMetrics, PolicyObjective,
+    Ratio, RewardShaping, Schedule, SequenceMask, Surrogate, TokenObjective, Weighting,
 };
 
 const STEP: f64 = 1e-6;
@@ -286,7 +286,6 @@ fn serde_round_trips_and_refuses_unknown_keys() {
     support::every_surrogate().iter().for_each(round_trip::<Surrogate>);
     support::every_kl().iter().for_each(round_trip::<KlEstimator>);
     support::every_correction().iter().for_each(round_trip::<Correction>);
-    support::every_controller().iter().for_each(round_trip::<Controller>);
     support::every_token_objective().iter().for_each(round_trip::<TokenObjective>);
     support::every_weighting().iter().for_each(round_trip::<Weighting>);
     support::every_schedule().iter().for_each(round_trip::<Schedule>);

@@ -249,7 +249,7 @@ impl Micro {
             logp_old: rollouts().flat_map(|(r, _)| r.logp_gen.iter().map(|&x| f64::from(x))).collect(),
             logp_ref: logp_ref.map(<[std::vec::Vec<f64>]>::concat),
             adv: rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect(),
-            success: groups.iter().flat_map(|g| std::iter::repeat_n(g.success(), g.scored())).collect(),
+            success: groups.iter().flat_map(|g| std::iter::repeat_n(g.success, g.scored())).collect(),
             weight: weights.concat(),
             sequences: rollouts().map(|(r, _)| r.tokens.len()).collect(),
             groups: groups.iter().map(|g| g.rollouts.len()).collect(),

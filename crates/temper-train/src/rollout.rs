@@ -69,6 +69,8 @@ pub struct Group {
     pub prompt: Vec<u32>,
     /// The completions, G of them.
     pub rollouts: Vec<Rollout>,
+    /// Share of right completions among all that were sampled, also those that are not trained on.
+    pub success: f64,
     /// A greedy completion, where a part needs its reward.
     pub greedy: Option<Rollout>,
     /// Rewards `[G]` after shaping; as scored where nothing shapes them.
@@ -87,10 +89,6 @@ impl Group {
     /// Completions that earned a reward above 0.
     pub fn passes(&self) -> usize {
         self.rollouts.iter().filter(|r| r.reward() > 0.0).count()
-    }
-    /// Their share.
-    pub fn success(&self) -> f64 {
-        self.passes() as f64 / self.rollouts.len().max(1) as f64
     }
     /// Whether no completion of it is trained on.
     pub fn dropped(&self) -> bool {
@@ -281,7 +279,16 @@ pub fn sample(
     let mut groups = vec![];
     for ((task, prompt), done) in tasks.into_iter().zip(completions) {
         let rollouts = done.into_iter().map(|c| rollout(ctx, c, &stage.sampling)).collect::<Result<Vec<_>>>()?;
-        groups.push(Group { task, prompt, rollouts, greedy: None, shaped: vec![], fates: vec![], adv: vec![] });
+        groups.push(Group {
+            task,
+            prompt,
+            rollouts,
+            success: 0.0,
+            greedy: None,
+            shaped: vec![],
+            fates: vec![],
+            adv: vec![],
+        });
     }
     if stage.needs_greedy() {
         sample_greedy(ctx, model, stage, &mut groups)?;
@@ -355,6 +362,7 @@ pub fn score(scorer: &mut Scorer, groups: &mut [Group]) -> Result<()> {
 /// sample).
 pub fn shape(stage: &OnlineStage, groups: &mut [Group], step: u64, seed: u64) -> Result<()> {
     for (slot, group) in groups.iter_mut().enumerate() {
+        group.success = group.passes() as f64 / group.rollouts.len().max(1) as f64;
         group.shaped = shaped(stage, group, step, split_seed(seed, &[slot as u64]))?;
         let truncated: Vec<bool> = group.rollouts.iter().map(Rollout::truncated).collect();
         group.fates = fates(&stage.group, &Rollouts { rewards: &group.shaped, truncated: &truncated });
@@ -472,5 +480,44 @@ impl<'a> RolloutLine<'a> {
             stop: rollout.stop.name(),
             n_tokens: rollout.tokens.len(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// NFT's share of right answers is of everything that was sampled, whatever is trained on afterwards.
+    #[test]
+    fn the_share_of_right_answers_is_of_all_samples() {
+        let stage = r#"
+            id = "rl"
+            tasks = [{ source = { kind = "tiny_world", families = ["copying"], levels = [1], split = "train" } }]
+            steps = 1
+            prompts_per_step = 1
+            samples_per_prompt = 4
+            sampling = { max_tokens = 4 }
+            rewards = [{ name = "correct", weight = 1.0, kind = "verifier" }]
+            group = [{ kind = "down_sample", keep = 2, rule = "best", counts = true }]
+            optimizer = { kind = "adamw", lr = 1e-3 }
+        "#;
+        let stage: OnlineStage = toml::from_str(stage).unwrap();
+        let task = stage.tasks[0].source.open(0).unwrap().get(0).unwrap();
+        let rollout = |reward: f64| Rollout {
+            tokens: vec![1],
+            logp_gen: vec![-1.0],
+            stop: Stop::Eos,
+            text: String::new(),
+            lost_mass: 0.0,
+            verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)] }),
+        };
+        let rollouts = [1.0, 0.0, 0.0, 0.0].map(rollout).to_vec();
+        let adv = vec![vec![0.0]; 4];
+        let group =
+            Group { task, prompt: vec![1], rollouts, success: 0.0, greedy: None, shaped: vec![], fates: vec![], adv };
+        let mut groups = vec![group];
+        shape(&stage, &mut groups, 0, 0).unwrap();
+        let trained = groups.remove(0).trained().unwrap();
+        assert_eq!((trained.rollouts.len(), trained.success), (2, 0.25));
     }
 }

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
-    Advantage, Controller, Correction, Curve, Direction, Divergence, DownSampleRule, EntropyBonus, GpgCount,
-    GroupShaper, KlEstimator, KlPenalty, Level, Moving, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows,
-    Schedule, Surrogate, TokenObjective, TopEntropy, Weighting, Whiten,
+    Advantage, Correction, Curve, Direction, Divergence, DownSampleRule, EntropyBonus, GpgCount, GroupShaper,
+    KlEstimator, KlPenalty, Level, Moving, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows, Schedule,
+    Surrogate, TokenObjective, TopEntropy, Weighting, Whiten,
 };
 
 pub fn every_advantage() -> Vec<Advantage> {
@@ -205,23 +205,6 @@ pub fn every_correction() -> Vec<Correction> {
     for item in &list {
         match item {
             Correction::Truncate { .. } | Correction::Mask { .. } => {}
-        }
-    }
-    list
-}
-
-pub fn every_controller() -> Vec<Controller> {
-    let list = vec![
-        Controller::Fixed {},
-        Controller::Proportional { target: 0.1, horizon: 1000.0, limit: 0.2 },
-        Controller::Doubling { target: 0.1, band: 1.5, factor: 2.0 },
-        Controller::Stepwise { target: 0.3, delta: 0.01, low: 0.0, high: 1.0 },
-        Controller::Scheduled { schedule: Schedule::default() },
-    ];
-    for item in &list {
-        match item {
-            Controller::Fixed {} | Controller::Proportional { .. } | Controller::Doubling { .. } => {}
-            Controller::Stepwise { .. } | Controller::Scheduled { .. } => {}
         }
     }
     list
