@@ -198,7 +198,11 @@ impl Held {
         if self.of != Some(of) || self.model.is_none() {
             self.model = None;
             temper_tensor::buf::trim();
-            let (model, tokenizer) = load_model(ctx.ops(), &of.path(ctx)?)?;
+            let path = of.path(ctx)?;
+            let (model, tokenizer) = load_model(ctx.ops(), &path)?;
+            if of == Origin::Policy {
+                ctx.state.same_model("policy", &path)?;
+            }
             ctx.set_tokenizer(tokenizer);
             self.of = Some(of);
             return Ok(self.model.insert(model));
@@ -326,7 +330,7 @@ fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) 
 }
 
 /// The frozen reference of a stage, where its objective needs one.
-fn reference(ctx: &Context, this: &Stage, start: &Model) -> Result<Option<Model>> {
+fn reference(ctx: &mut Context, this: &Stage, start: &Model) -> Result<Option<Model>> {
     if !this.needs_reference() {
         return Ok(None);
     }
@@ -334,7 +338,9 @@ fn reference(ctx: &Context, this: &Stage, start: &Model) -> Result<Option<Model>
     match spec.and_then(|r| r.path.as_ref()) {
         None => Ok(Some(start.frozen_copy())),
         Some(path) => {
-            let (model, _) = load_model(ctx.ops(), &hub::local(path)?)?;
+            let path = hub::local(path)?;
+            let (model, _) = load_model(ctx.ops(), &path)?;
+            ctx.state.same_model("reference", &path)?;
             if model.config.vocab_size != start.config.vocab_size {
                 return Err(Error::user(
                     format!(

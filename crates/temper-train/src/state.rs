@@ -1,8 +1,12 @@
 //! What a run remembers between rounds, besides parameters and optimiser moments.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use temper_data::History;
 
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::examples::Order;
 use crate::ledger::Ledger;
@@ -72,11 +76,26 @@ pub struct State {
     pub ledger: Ledger,
     /// Per task and example: times seen, passes, losses. What samplers and curricula read.
     pub history: History,
+    /// Digests of the models that the run read from outside, by role.
+    #[serde(default)]
+    pub models: BTreeMap<String, u64>,
     /// Lengths of metrics.jsonl, timing.jsonl and rollouts.jsonl.
     pub log_lengths: [u64; 3],
 }
 
 impl State {
+    /// Notes what a role's model is read from, or compares it with what the run began with.
+    pub fn same_model(&mut self, role: &str, path: &Path) -> Result<()> {
+        let now = digest::of_model(path)?;
+        match self.models.insert(role.into(), now) {
+            Some(began) if began != now => Err(Error::user(
+                format!("the files of the {role} model `{}` have changed since the run began", path.display()),
+                "restore them, or start afresh with another --out",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether nothing was done or measured yet.
     pub fn is_empty(&self) -> bool {
         self.stage == 0 && self.progress.step == 0 && self.ledger.cells.is_empty()

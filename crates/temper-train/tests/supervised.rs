@@ -161,6 +161,31 @@ fn a_resumed_run_ends_with_the_same_bits() {
 }
 
 #[test]
+fn a_reference_from_outside_that_has_changed_is_noticed_on_resume() {
+    let base = tempfile::tempdir().unwrap();
+    let (made, cut) = (base.path().join("made"), base.path().join("cut"));
+    let options = RunOptions { resume: true, ..RunOptions::default() };
+    let go = |recipe, dir: &Path, watch: &mut dyn Watch, stop: &Stop| {
+        run(recipe, &RunDir::at(dir), &options, &Cpu::new(), watch, stop)
+    };
+    let plain = parsed(&[]);
+    go(&plain, &made, &mut Silent, &Stop::new()).unwrap();
+    let reference = format!("model.reference.path={:?}", made.join("model"));
+    let recipe = parsed(&[ANCHORED, &reference]);
+    let stop = Stop::new();
+    assert_eq!(go(&recipe, &cut, &mut StopAfter(2, &stop), &stop).unwrap(), Outcome::Interrupted);
+    let weights = made.join("model/model.safetensors");
+    let before = fs::read(&weights).unwrap();
+    let mut bytes = before.clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, &bytes).unwrap();
+    let error = go(&recipe, &cut, &mut Silent, &Stop::new()).unwrap_err().to_string();
+    assert!(error.contains("reference model") && error.contains("changed"), "{error}");
+    fs::write(&weights, &before).unwrap();
+    assert_eq!(go(&recipe, &cut, &mut Silent, &Stop::new()).unwrap(), Outcome::Done);
+}
+
+#[test]
 fn what_cannot_work_is_found_before_anything_runs() {
     for (set, word) in [
         ("stage.sft.objective={kind=\"reference_weighted\",beta=1}", "reference"),
