@@ -12,7 +12,7 @@ mod config;
 mod error;
 mod generate;
 mod init;
-mod memory;
+pub mod memory;
 mod model;
 mod score;
 mod weights;

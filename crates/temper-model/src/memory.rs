@@ -1,4 +1,4 @@
-//! Whether a model can fit in this machine at all, asked before its weights are allocated.
+//! How much memory there is, and whether a model can fit at all, asked before its weights are allocated.
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -7,17 +7,20 @@ use crate::error::{Error, Result};
 pub(crate) fn check(config: &Config) -> Result<()> {
     let parameters = config.parameter_count();
     let needed = parameters.saturating_mul(4);
-    match physical() {
+    match available() {
         Some(available) if needed > available => Err(Error::TooLarge { parameters, needed, available }),
         _ => Ok(()),
     }
 }
 
-/// Bytes of physical memory, where the system says.
-fn physical() -> Option<u64> {
+/// Bytes that this process may have, where the system says: physical memory, or less in a container.
+pub fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    let physical = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024;
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = |path: &&str| std::fs::read_to_string(path).ok()?.trim().parse().ok();
+    Some(limits.iter().filter_map(limit).fold(physical, u64::min))
 }
 
 #[cfg(test)]

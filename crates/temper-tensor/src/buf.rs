@@ -6,12 +6,13 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ALIGN: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 const F32: usize = size_of::<f32>();
-/// Free memory that is kept besides a quarter of the peak.
+/// How much more than the peak use is kept in all.
 const SLACK: usize = 64 << 20;
 
 /// A buffer of f32 from the pool; gives its memory back when dropped.
@@ -47,6 +48,10 @@ pub struct PoolStats {
     pub peak_live_bytes: usize,
     /// Largest sum of live and free bytes since the start or [`reset_peak`].
     pub peak_bytes: usize,
+    /// Bytes that were ever written in what is held; the rest is address space.
+    pub touched_bytes: usize,
+    /// Largest `touched_bytes` since the start or [`reset_peak`].
+    pub peak_touched_bytes: usize,
 }
 
 #[derive(Default)]
@@ -57,9 +62,32 @@ struct Pool {
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), stats: PoolStats::ZERO });
 
+/// Rows of the largest micro-batch to come.
+static EXPECTED_ROWS: AtomicUsize = AtomicUsize::new(0);
+
+/// Makes tensors of up to `rows` rows interchangeable: each is laid out in a block with room for `rows`, so that micro-batches
+/// of different sizes find the blocks of the ones before. Room that no row has used yet costs address space only. 0 ends it.
+pub fn expect_rows(rows: usize) {
+    EXPECTED_ROWS.store(rows, Ordering::Relaxed);
+}
+
+/// Rows that a tensor of `rows` gets room for. Much smaller ones, such as a token of each sequence in decoding, stay as they are.
+pub(crate) fn room(rows: usize) -> usize {
+    let expected = EXPECTED_ROWS.load(Ordering::Relaxed);
+    if (expected / 4..=expected).contains(&rows) { expected } else { rows }
+}
+
 impl PoolStats {
-    const ZERO: Self =
-        Self { requests: 0, allocations: 0, live_bytes: 0, free_bytes: 0, peak_live_bytes: 0, peak_bytes: 0 };
+    const ZERO: Self = Self {
+        requests: 0,
+        allocations: 0,
+        live_bytes: 0,
+        free_bytes: 0,
+        peak_live_bytes: 0,
+        peak_bytes: 0,
+        touched_bytes: 0,
+        peak_touched_bytes: 0,
+    };
 }
 
 /// What the pool holds and has done.
@@ -72,11 +100,13 @@ pub fn reset_peak() {
     let stats = &mut pool().stats;
     stats.peak_live_bytes = stats.live_bytes;
     stats.peak_bytes = stats.live_bytes + stats.free_bytes;
+    stats.peak_touched_bytes = stats.touched_bytes;
 }
 
-/// Gives all free memory back to the system.
+/// Gives all free memory back to the system, and forgets how much was in use at most.
 pub fn trim() {
     pool().shrink(0);
+    reset_peak();
 }
 
 fn pool() -> MutexGuard<'static, Pool> {
@@ -86,7 +116,12 @@ fn pool() -> MutexGuard<'static, Pool> {
 impl Buf {
     /// `len` zeros.
     pub fn zeros(len: usize) -> Self {
-        let mut block = take(len);
+        Self::zeros_in(len, len)
+    }
+
+    /// `len` zeros with room for `room` floats.
+    pub(crate) fn zeros_in(len: usize, room: usize) -> Self {
+        let mut block = take(len, room);
         let dirty = block.init.min(len);
         // SAFETY: the first `init` floats are ours and initialised; `grow` initialises the rest up to `len`.
         unsafe { block.ptr.as_ptr().write_bytes(0, dirty) };
@@ -96,7 +131,12 @@ impl Buf {
 
     /// `len` values that are whatever an earlier user left; for outputs that are overwritten whole.
     pub fn dirty(len: usize) -> Self {
-        let mut block = take(len);
+        Self::dirty_in(len, len)
+    }
+
+    /// The same with room for `room` floats.
+    pub(crate) fn dirty_in(len: usize, room: usize) -> Self {
+        let mut block = take(len, room);
         block.grow(len);
         Self { block, len }
     }
@@ -168,8 +208,9 @@ fn class(len: usize) -> usize {
     len.div_ceil(step) * step
 }
 
-fn take(len: usize) -> Block {
-    let class = class(len);
+/// A block with room for `room` floats or more, of which `len` are about to be written.
+fn take(len: usize, room: usize) -> Block {
+    let class = class(len.max(room));
     let mut pool = pool();
     pool.stats.requests += 1;
     let block = pool.reuse(class);
@@ -179,6 +220,7 @@ fn take(len: usize) -> Block {
         pool.stats.allocations += 1;
     }
     pool.stats.live_bytes += cap * F32;
+    pool.stats.touched_bytes += len.saturating_sub(block.as_ref().map_or(0, |b| b.init)) * F32;
     pool.note_peak();
     drop(pool);
     block.unwrap_or_else(|| Block::allocate(class))
@@ -196,7 +238,7 @@ impl Pool {
     /// Gives free blocks back, so that the pool never holds much more than was ever in use at one time.
     fn make_room(&mut self, bytes: usize) {
         let peak = self.stats.peak_live_bytes.max(self.stats.live_bytes + bytes);
-        let limit = peak + peak / 4 + SLACK;
+        let limit = peak + SLACK;
         self.shrink(limit.saturating_sub(self.stats.live_bytes + bytes));
     }
 
@@ -206,6 +248,7 @@ impl Pool {
             match largest.get_mut().pop() {
                 Some(block) => {
                     self.stats.free_bytes -= block.cap * F32;
+                    self.stats.touched_bytes -= block.init * F32;
                     block.release();
                 }
                 None => drop(largest.remove()),
@@ -217,6 +260,7 @@ impl Pool {
         let stats = &mut self.stats;
         stats.peak_live_bytes = stats.peak_live_bytes.max(stats.live_bytes);
         stats.peak_bytes = stats.peak_bytes.max(stats.live_bytes + stats.free_bytes);
+        stats.peak_touched_bytes = stats.peak_touched_bytes.max(stats.touched_bytes);
     }
 }
 
@@ -297,6 +341,16 @@ mod tests {
         assert!(before.peak_bytes >= before.live_bytes);
         let kept: Vec<_> = sizes.map(Buf::dirty).into();
         assert!(kept.iter().all(|b| b.block.init >= b.len));
+    }
+
+    #[test]
+    fn room_is_for_micro_batches_and_not_for_single_rows() {
+        expect_rows(1000);
+        assert_eq!([1, 249, 250, 999, 1000, 1001].map(room), [1, 249, 1000, 1000, 1000, 1001]);
+        expect_rows(0);
+        assert_eq!([0, 7].map(room), [0, 7]);
+        let buf = Buf::zeros_in(100, 5000);
+        assert!(buf.len() == 100 && buf.block.cap >= 5000 && buf.block.init == 100);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::ops::Range;
 use checks::{count, ids_below, same_shape, shape};
 
 use crate::attention;
-use crate::buf::Buf;
+use crate::buf::{self, Buf};
 use crate::error::{Error, Result};
 use crate::gemm;
 use crate::head::{self, HeadCoef, HeadSpec, HeadTerms};
@@ -34,12 +34,12 @@ impl Cpu {
 }
 
 fn zeros(rows: usize, cols: usize) -> Tensor {
-    Tensor { rows, cols, storage: Storage::Host(Buf::zeros(rows * cols)) }
+    Tensor { rows, cols, storage: Storage::Host(Buf::zeros_in(rows * cols, buf::room(rows) * cols)) }
 }
 
 /// A tensor that is about to be overwritten whole.
 fn fresh(rows: usize, cols: usize) -> Tensor {
-    Tensor { rows, cols, storage: Storage::Host(Buf::dirty(rows * cols)) }
+    Tensor { rows, cols, storage: Storage::Host(Buf::dirty_in(rows * cols, buf::room(rows) * cols)) }
 }
 
 fn uploaded(rows: usize, cols: usize, values: &[f32]) -> Tensor {

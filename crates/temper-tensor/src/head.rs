@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::buf::Buf;
+use crate::buf::{self, Buf};
 use crate::error::{Error, Result};
 use crate::gemm::{self, linear, linear_dw, linear_dx};
 use crate::kernels::par;
@@ -188,7 +188,9 @@ fn for_chunks(
     check(hidden, m, w, targets, spec)?;
     let (c, v, per_row) = (w.k(), w.n(), spec.targets_per_row);
     let rows = gemm::even_rows(m, (CHUNK_FLOATS / v).max(1));
-    let mut logits = Buf::dirty(rows.min(m) * v);
+    // One size of block for every chunk, however many rows there are.
+    let most = (CHUNK_FLOATS / v).max(1).min(buf::room(m));
+    let mut logits = Buf::dirty_in(rows.min(m) * v, most * v);
     for start in (0..m).step_by(rows.max(1)) {
         let range = start..(start + rows).min(m);
         let logits = &mut logits[..range.len() * v];

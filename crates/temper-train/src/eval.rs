@@ -170,6 +170,7 @@ fn task_cell(
         min_p: None,
         max_tokens: task.max_tokens,
         stop: task.stop.clone(),
+        ignore_eos: false,
     };
     let room = subject.model.config.max_position_embeddings;
     let (mut kept, mut requests, mut too_long) = (vec![], vec![], 0);

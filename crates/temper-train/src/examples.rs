@@ -28,6 +28,12 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// Tokens of the longest row, and of all of them.
+    pub fn tokens(&self) -> (usize, usize) {
+        let lengths = || self.rows.iter().map(|(_, row)| row.ids.len());
+        (lengths().max().unwrap_or(0), lengths().sum())
+    }
+
     /// A digest of every row: its id, tokens and weights.
     pub fn digest(&self) -> u64 {
         let mut digest = Digest::default();

@@ -14,6 +14,7 @@ pub mod hub;
 mod input;
 pub mod learner;
 pub mod ledger;
+pub mod memory;
 pub mod metrics;
 pub mod offline;
 pub mod online;

@@ -18,6 +18,7 @@ use crate::examples::{self, Order, Rows};
 use crate::input;
 use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
+use crate::plan;
 use crate::recipe::OfflineStage;
 use crate::state::Progress;
 use crate::transform::Asked;
@@ -82,6 +83,8 @@ pub fn run(
     for note in examples::notes(stage, rows) {
         ctx.data_note(&stage.id, &note);
     }
+    let (longest, all) = rows.tokens();
+    temper_tensor::buf::expect_rows(plan::offline_sizes(stage, longest, all).micro_tokens);
     let loss = stage.loss();
     let changed = input::Change::new(stage, ctx.tokenizer()?, total, seed)?;
     while progress.step < total {

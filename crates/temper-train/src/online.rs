@@ -17,6 +17,7 @@ use crate::context::{Context, Outcome};
 use crate::error::Result;
 use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
+use crate::plan;
 use crate::recipe::OnlineStage;
 use crate::rollout::{self, Group, RolloutLine, Sources};
 use crate::state::Progress;
@@ -34,6 +35,7 @@ pub fn run(
     let sources = Sources::open(stage, seed, progress)?;
     let mut scorer = Scorer::new(&stage.rewards)?;
     let context = learner.model.config.max_position_embeddings;
+    temper_tensor::buf::expect_rows(plan::online_sizes(stage, stage.max_prompt_tokens.min(context)).micro_tokens);
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
     while progress.step < stage.steps {
         let begun = Instant::now();

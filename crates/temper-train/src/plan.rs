@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde::Serialize;
 use temper_algo::Coupling;
-use temper_data::{Encoded, Tokenizer};
+use temper_data::{Encoded, Tokenizer, encode_prompt};
 use temper_model::Config;
 
 use crate::error::Result;
+use crate::memory::{self, Memory, Sizes, largest_micro_batch};
 use crate::recipe::{DataSource, EvalSource, EvalTask, OfflineStage, OnlineStage, Recipe, Shape, Stage};
 use crate::{examples, hub, offline};
 
@@ -24,8 +25,11 @@ pub struct StagePlan {
     pub example: Option<Vec<(String, f32)>>,
     /// What a person should know: dropped and truncated rows by cause.
     pub notes: Vec<String>,
-    /// Expected peak memory, bytes; absent where the model is not known yet.
-    pub memory: Option<u64>,
+    /// Expected peak memory, bytes by what they hold; absent where the model is not known yet.
+    pub memory: Option<Memory>,
+    /// What it was computed from.
+    #[serde(skip)]
+    sizes: Option<Sizes>,
 }
 
 /// Plans every stage. Models are not loaded, only their configuration and tokenizer; data files are read.
@@ -44,13 +48,75 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
                 simple(&s.id, "init", vec![("parameters", grouped(count))])
             }
             Stage::Offline(s) => offline(recipe, s, &known)?,
-            Stage::Online(s) => online(s, &known),
+            Stage::Online(s) => online(recipe, s, &known)?,
             Stage::Evaluate(s) => {
                 simple(&s.id, "evaluate", vec![("tasks", (s.tasks.len() + recipe.eval_tasks().count()).to_string())])
             }
         });
     }
     Ok(plans)
+}
+
+/// Refuses a recipe of which a stage cannot fit into `available` bytes. Only configurations are read, and data where they decide.
+pub fn check_memory(recipe: &Recipe, available: Option<u64>) -> Result<()> {
+    let known = Known::of(recipe)?;
+    let Some(config) = known.config.as_ref().filter(|_| available.is_some()) else { return Ok(()) };
+    for stage in &recipe.stage {
+        let most = match stage {
+            Stage::Offline(s) => offline_sizes(s, s.max_tokens.min(config.max_position_embeddings), usize::MAX),
+            Stage::Online(s) => online_sizes(s, s.max_prompt_tokens),
+            _ => continue,
+        };
+        if memory::fits(stage.id(), config, most, available).is_ok() {
+            continue;
+        }
+        let exact = match stage {
+            Stage::Offline(s) => offline(recipe, s, &known)?.sizes,
+            Stage::Online(s) => online(recipe, s, &known)?.sizes,
+            _ => None,
+        };
+        memory::fits(stage.id(), config, exact.unwrap_or(most), available)?;
+    }
+    Ok(())
+}
+
+/// Sizes of an offline stage whose longest example has `longest` tokens, `total` in all.
+pub fn offline_sizes(s: &OfflineStage, longest: usize, total: usize) -> Sizes {
+    let step = s.batch.tokens.or_else(|| s.batch.examples.and_then(|n| n.checked_mul(longest))).unwrap_or(usize::MAX);
+    Sizes {
+        micro_tokens: largest_micro_batch(s.micro_tokens, longest, step.min(total)),
+        recompute: s.recompute,
+        cached_tokens: 0,
+        frozen: usize::from(s.loss().needs().contains(temper_algo::Needs::LOGP_REF)),
+    }
+}
+
+/// Sizes of an online stage whose longest prompt has `prompt` tokens.
+pub fn online_sizes(s: &OnlineStage, prompt: usize) -> Sizes {
+    let (samples, completion) = (s.samples_per_prompt, s.sampling.max_tokens);
+    // A group is never split, so the largest micro-batch holds at least one.
+    let group = prompt + samples * completion;
+    let at_once = s.max_batch.min(s.prompts_per_step * samples);
+    Sizes {
+        micro_tokens: largest_micro_batch(s.micro_tokens, group, s.prompts_per_step * group),
+        recompute: s.recompute,
+        cached_tokens: at_once * completion + at_once.div_ceil(samples) * prompt,
+        frozen: usize::from(s.objective.needs().contains(temper_algo::Needs::LOGP_REF)),
+    }
+}
+
+/// The longest of the first prompts of every source, tokens.
+fn longest_prompt(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<Option<usize>> {
+    const LOOKED_AT: usize = 64;
+    let Some(tokenizer) = &known.tokenizer else { return Ok(None) };
+    let mut longest = 0;
+    for mix in &s.tasks {
+        let set = hub::local_tasks(&mix.source)?.open(recipe.stage_seed(&s.id))?;
+        for index in 0..set.len().unwrap_or(LOOKED_AT).min(LOOKED_AT) {
+            longest = longest.max(encode_prompt(tokenizer, &set.get(index as u64)?.prompt)?.len());
+        }
+    }
+    Ok(Some(longest.min(s.max_prompt_tokens)))
 }
 
 /// Every local path and `hf:` name that a recipe reads, with the place that names it.
@@ -144,7 +210,7 @@ impl Shape {
 }
 
 fn simple(id: &str, kind: &'static str, figures: Vec<(&'static str, String)>) -> StagePlan {
-    StagePlan { id: id.into(), kind, figures, example: None, notes: vec![], memory: None }
+    StagePlan { id: id.into(), kind, figures, example: None, notes: vec![], memory: None, sizes: None }
 }
 
 fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan> {
@@ -154,7 +220,7 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
     };
     let context = known.config.as_ref().map_or(usize::MAX, |c| c.max_position_embeddings);
     let rows = examples::prepare(s, tokenizer, context, None, recipe.stage_seed(&s.id))?;
-    let tokens: usize = rows.rows.iter().map(|(_, r)| r.ids.len()).sum();
+    let (longest, tokens) = rows.tokens();
     let supervised: usize = rows.rows.iter().map(|(_, r)| r.supervised()).sum();
     let steps = offline::total_steps(s, &rows, recipe.stage_seed(&s.id))?;
     let mean = tokens as f64 / rows.rows.len().max(1) as f64;
@@ -162,7 +228,6 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         || format!("at most {} tokens", grouped(s.batch.tokens.unwrap_or(0) as u64)),
         |n| format!("{n} examples, about {} tokens", grouped((n as f64 * mean) as u64)),
     );
-    let longest = rows.rows.iter().map(|(_, r)| r.ids.len()).max().unwrap_or(0);
     let mut figures = vec![
         ("examples", grouped(rows.rows.len() as u64)),
         ("tokens in the data", grouped(tokens as u64)),
@@ -175,25 +240,23 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         ("a step", per_step),
     ];
     let loss = s.loss();
-    let reference = loss.needs().contains(temper_algo::Needs::LOGP_REF);
     if loss != temper_algo::SupervisedObjective::default() {
         let names: Vec<&str> = loss.weighted().map(|(_, o)| o.name()).collect();
         let needs: Vec<&str> = std::iter::once("logp").chain(loss.needs().names()).collect();
         figures.push(("the objective", format!("{}; it reads {}", names.join(" + "), needs.join(", "))));
     }
+    let sizes = offline_sizes(s, longest, tokens);
     figures.extend(offline::extra_passes(s).into_iter().map(|pass| ("extra pass", pass.to_string())));
     Ok(StagePlan {
         example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
         notes: examples::notes(s, &rows),
-        memory: known
-            .config
-            .as_ref()
-            .map(|c| memory(c, s.micro_tokens.max(longest), s.recompute, 0, 1 + usize::from(reference))),
+        memory: known.config.as_ref().map(|c| Memory::of(c, sizes)),
+        sizes: Some(sizes),
         ..simple(&s.id, "offline", figures)
     })
 }
 
-fn online(s: &OnlineStage, known: &Known) -> StagePlan {
+fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> {
     let completions = s.prompts_per_step * s.samples_per_prompt;
     let updates = s.steps * s.inner_epochs * s.minibatches;
     let greedy = if s.needs_greedy() { s.prompts_per_step } else { 0 };
@@ -235,34 +298,16 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         figures
             .push(("one more pass", format!("the policy forward, since the objective couples the tokens of {wider}")));
     }
-    // A group is never split, so the largest micro-batch holds at least one.
-    let group = s.max_prompt_tokens + s.samples_per_prompt * s.sampling.max_tokens;
-    let cached = s.max_batch.min(completions) * (s.max_prompt_tokens + s.sampling.max_tokens);
-    StagePlan {
-        memory: known
-            .config
-            .as_ref()
-            .map(|c| memory(c, s.micro_tokens.max(group), s.recompute, cached, 1 + usize::from(reference))),
-        ..simple(&s.id, "online", figures)
+    let prompt = longest_prompt(recipe, s, known)?;
+    if let Some(prompt) = prompt {
+        figures.push(("longest prompt", format!("{prompt} tokens among the first of each source")));
     }
-}
-
-/// Bytes of training in f32: weights, gradients and two moments; activations of the largest micro-batch; a chunk of
-/// logits; key/value caches while sampling (after which training begins, so the larger of the two counts).
-pub fn memory(config: &Config, micro_tokens: usize, recompute: bool, cached_tokens: usize, models: usize) -> u64 {
-    let weights = 4 * config.parameter_count();
-    let (c, f) = (config.hidden_size, config.intermediate_size);
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    // Kept for backward in a block: two residual inputs and their normed rows, q, k, v, attention's output, gate, up and
-    // their product.
-    let block = 4 * (4 * c + 2 * q + 2 * kv + 3 * f) as u64;
-    let layers = config.num_hidden_layers as u64;
-    let kept = if recompute { layers * 4 * c as u64 + block } else { layers * block };
-    let activations = micro_tokens as u64 * (kept + 16 * c as u64);
-    let cache = cached_tokens as u64 * config.kv_bytes_per_token();
-    let logits = 32 << 20;
-    weights * (3 + models as u64) + activations.max(cache) + logits
+    let sizes = online_sizes(s, prompt.unwrap_or(s.max_prompt_tokens));
+    Ok(StagePlan {
+        memory: known.config.as_ref().map(|c| Memory::of(c, sizes)),
+        sizes: Some(sizes),
+        ..simple(&s.id, "online", figures)
+    })
 }
 
 /// `1234567` as `1,234,567`.

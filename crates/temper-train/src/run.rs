@@ -17,7 +17,7 @@ use crate::recipe::{self, InitStage, Recipe, RecipeError, SaveDtype, Stage, Toke
 use crate::rundir::{Lock, RunDir};
 use crate::state::Progress;
 use crate::watch::{Stop, Watch};
-use crate::{eval, examples, hub, offline, online};
+use crate::{eval, examples, hub, offline, online, plan};
 
 /// Options of a run that do not change its results.
 #[derive(Debug, Default)]
@@ -40,6 +40,7 @@ pub fn run(
     watch: &mut dyn Watch,
     stop: &Stop,
 ) -> Result<Outcome> {
+    plan::check_memory(recipe, temper_model::memory::available())?;
     rayon::scope(|_| stages(recipe, dir, options, ops, watch, stop))
 }
 
@@ -325,6 +326,7 @@ fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) 
         _ => Outcome::Done,
     };
     let Learner { model, .. } = learner;
+    temper_tensor::buf::expect_rows(0);
     temper_tensor::buf::trim();
     Ok((model, outcome))
 }

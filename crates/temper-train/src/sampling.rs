@@ -12,8 +12,8 @@ impl Generation {
     }
 }
 
-/// The engine's sampling rules. Every end-of-sequence and end-of-turn token of the tokenizer stops; stop strings are
-/// [`decode_stops`]' part.
+/// The engine's sampling rules. Every end-of-sequence and end-of-turn token of the tokenizer stops, unless they are to be
+/// ignored; stop strings are [`decode_stops`]' part.
 pub fn sampling(rules: &Generation, tokenizer: &Tokenizer) -> Sampling {
     Sampling {
         temperature: rules.temperature,
@@ -21,7 +21,7 @@ pub fn sampling(rules: &Generation, tokenizer: &Tokenizer) -> Sampling {
         top_p: rules.top_p,
         min_p: rules.min_p,
         max_tokens: rules.max_tokens,
-        stop_ids: tokenizer.eos_ids().to_vec(),
+        stop_ids: if rules.ignore_eos { vec![] } else { tokenizer.eos_ids().to_vec() },
     }
 }
 
@@ -66,6 +66,7 @@ mod tests {
         let stop = ["<|im_start|>".to_owned(), "b".to_owned()];
         let rules = Generation { stop: stop.to_vec(), ..serde_json::from_str(r#"{"max_tokens": 8}"#).unwrap() };
         assert_eq!(sampling(&rules, &tokenizer).stop_ids, tokenizer.eos_ids());
+        assert!(sampling(&Generation { ignore_eos: true, ..rules }, &tokenizer).stop_ids.is_empty());
         let stops = decode_stops(&tokenizer, &stop);
         let ids = |text: &str| tokenizer.encode(text).unwrap();
         assert!(stops(&ids("a<|im_start|>")) && stops(&ids("ab")));

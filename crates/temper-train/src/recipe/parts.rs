@@ -224,6 +224,9 @@ pub struct Generation {
     /// Strings that end a completion, besides the end-of-turn tokens.
     #[serde(default)]
     pub stop: Vec<String>,
+    /// Sample on after end-of-turn tokens, so that every completion has `max_tokens` (default false). For measurements of speed.
+    #[serde(default)]
+    pub ignore_eos: bool,
 }
 
 fn one() -> f32 {

@@ -65,6 +65,7 @@ fn rules(args: &Generate) -> anyhow::Result<Generation> {
         min_p: args.min_p,
         max_tokens: drawing.max_tokens,
         stop: drawing.stop.clone(),
+        ignore_eos: false,
     })
 }
 

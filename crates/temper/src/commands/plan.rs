@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use temper_train::memory::Memory;
 use temper_train::plan::{self, StagePlan};
 
 use super::inspect::{Inspected, tell};
@@ -29,6 +30,7 @@ pub(crate) fn run(args: &Plan) -> anyhow::Result<Exit> {
     let stages = plan::plan(&found.recipe)?;
     let text = if args.json { serde_json::to_string_pretty(&stages)? + "\n" } else { described(&found, &stages) };
     data(&text)?;
+    plan::check_memory(&found.recipe, temper_model::memory::available())?;
     Ok(Exit::Done)
 }
 
@@ -53,14 +55,14 @@ fn described(found: &Inspected, stages: &[StagePlan]) -> String {
             let _ = writeln!(text, "  {kind} {}: at most {} items{times}", task.id, task.n);
         }
     }
-    if let Some(most) = stages.iter().filter_map(|s| s.memory).max() {
+    if let Some(most) = stages.iter().filter_map(|s| Some(s.memory?.total())).max() {
         let _ = writeln!(text, "\nexpected peak memory: about {}", bytes(most));
     }
     text
 }
 
 fn figures(stage: &StagePlan) -> String {
-    let memory = stage.memory.map(|m| ("memory", format!("about {}", bytes(m))));
+    let memory = stage.memory.map(|m| ("memory", memory(&m)));
     let figures: Vec<(&str, &str)> = stage
         .figures
         .iter()
@@ -70,6 +72,19 @@ fn figures(stage: &StagePlan) -> String {
     let width = figures.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     let lines: Vec<String> = figures.iter().map(|(name, value)| format!("  {name:width$}  {value}\n")).collect();
     lines.concat()
+}
+
+/// The sum and what it is made of; caches are gone when training begins.
+fn memory(m: &Memory) -> String {
+    let (largest, name) =
+        if m.cache > m.activations { (m.cache, "caches in sampling") } else { (m.activations, "activations") };
+    format!(
+        "about {}: weights {}, gradients and moments {}, {name} {}",
+        bytes(m.total()),
+        bytes(m.weights),
+        bytes(m.optimizer),
+        bytes(largest)
+    )
 }
 
 /// The first example, a run of equal weight a line: what is trained on can be seen without colour.

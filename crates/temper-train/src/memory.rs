@@ -1,0 +1,149 @@
+//! What a stage needs in memory, from the model's shape and the recipe's sizes alone; asked before anything is loaded.
+
+use serde::Serialize;
+use temper_model::Config;
+
+use crate::error::{Error, Result};
+
+/// Floats of a chunk of logits in the head, and as many again while their gradient is laid out for the weights.
+const LOGITS: u64 = 8 << 20;
+/// What the pool may keep besides what is in use.
+const SLACK: u64 = 32 << 20;
+/// The program itself, and a token of the vocabulary in the tokenizer.
+const PROCESS: u64 = 16 << 20;
+const TOKEN: u64 = 1200;
+
+/// What decides the memory of a training stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// N of the largest micro-batch: `micro_tokens`, or the longest example or group where that is larger.
+    pub micro_tokens: usize,
+    /// Whether blocks are run again in backward.
+    pub recompute: bool,
+    /// Tokens in key/value caches while sampling.
+    pub cached_tokens: usize,
+    /// Frozen models beside the policy.
+    pub frozen: usize,
+}
+
+/// Bytes by what they hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Weights of the policy and of frozen models.
+    pub weights: u64,
+    /// Gradients and the two moments of what is trained.
+    pub optimizer: u64,
+    /// What backward reads, and what is in flight in the head and in a block's backward.
+    pub activations: u64,
+    /// Key/value caches while sampling.
+    pub cache: u64,
+    /// The program, its tokenizer, and free memory that is kept.
+    pub process: u64,
+}
+
+impl Memory {
+    /// Of a training stage in f32.
+    pub fn of(config: &Config, sizes: Sizes) -> Self {
+        let parameters = 4 * config.parameter_count();
+        Self {
+            weights: parameters * (1 + sizes.frozen as u64),
+            optimizer: parameters * 3,
+            activations: activations(config, sizes.micro_tokens as u64, sizes.recompute),
+            cache: sizes.cached_tokens as u64 * config.kv_bytes_per_token(),
+            process: PROCESS + TOKEN * config.vocab_size as u64 + SLACK,
+        }
+    }
+
+    /// The most that is held at one time: caches are gone when training begins.
+    pub fn total(&self) -> u64 {
+        self.weights + self.optimizer + self.activations.max(self.cache) + self.process
+    }
+}
+
+/// Bytes of a micro-batch of `n` tokens, all of them scored, at the moment when they are most.
+fn activations(config: &Config, n: u64, recompute: bool) -> u64 {
+    let (c, f, h) = (config.hidden_size as u64, config.intermediate_size as u64, config.num_attention_heads as u64);
+    let (q, kv) = (h * config.head_dim as u64, (config.num_key_value_heads * config.head_dim) as u64);
+    let layers = config.num_hidden_layers as u64;
+    // A block keeps its input and the residual stream in its middle, q, k, v, attention's output with a log-sum-exp a head, gate
+    // and up; norms and the product of gate and up are made again.
+    let block = 2 * c + 2 * q + 2 * kv + h + 2 * f;
+    let kept = if recompute { layers * c } else { layers * block };
+    let again = if recompute { block } else { 0 };
+    // The head holds the last rows, the scored ones and their gradient beside its logits; a block's backward the gradient of the
+    // residual stream and four rows as wide as the feed-forward.
+    let head = 4 * n * 4 * c + 2 * 4 * LOGITS.min(n * config.vocab_size as u64);
+    let backward = 4 * n * (again + 4 * c + 5 * f);
+    4 * n * kept + head.max(backward)
+}
+
+/// The tokens of the largest micro-batch when items of at most `longest` tokens are cut at `limit`, `total` in all.
+pub fn largest_micro_batch(limit: usize, longest: usize, total: usize) -> usize {
+    limit.min(total).max(longest)
+}
+
+/// Refuses a stage that cannot fit, with what would.
+pub fn fits(stage: &str, config: &Config, sizes: Sizes, available: Option<u64>) -> Result<()> {
+    let needed = Memory::of(config, sizes).total();
+    let Some(available) = available.filter(|available| needed > *available) else { return Ok(()) };
+    let mut ways: Vec<String> = vec![];
+    for (name, change) in changes(sizes) {
+        let then = Memory::of(config, change).total();
+        if then <= available {
+            ways.push(format!("{name} needs {}", gib(then)));
+        }
+    }
+    let hint = match &ways[..] {
+        [] => "take a smaller model or a machine with more memory".to_owned(),
+        ways => format!("{}; set one of these", ways.join(", ")),
+    };
+    Err(Error::user(
+        format!("stage `{stage}` needs about {}, and this machine has {}", gib(needed), gib(available)),
+        hint,
+    ))
+}
+
+/// Settings that need less, by name.
+fn changes(sizes: Sizes) -> Vec<(String, Sizes)> {
+    let mut found = vec![];
+    if !sizes.recompute {
+        found.push(("`recompute = true`".to_owned(), Sizes { recompute: true, ..sizes }));
+    }
+    let halves = std::iter::successors(Some(sizes.micro_tokens / 2), |n| Some(n / 2)).take_while(|n| *n >= 128);
+    found.extend(halves.map(|n| (format!("`micro_tokens = {n}`"), Sizes { micro_tokens: n, ..sizes })));
+    found
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes() -> Sizes {
+        Sizes { micro_tokens: 2048, recompute: false, cached_tokens: 0, frozen: 0 }
+    }
+
+    #[test]
+    fn micro_batches_are_bounded_by_the_limit_the_step_and_the_longest_item() {
+        assert_eq!(largest_micro_batch(1024, 200, 5000), 1024);
+        assert_eq!(largest_micro_batch(1024, 200, 600), 600);
+        assert_eq!(largest_micro_batch(1024, 3000, 6000), 3000);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_what_would() {
+        let config = Config::llama(49152, 576, 30, 9);
+        let needed = Memory::of(&config, sizes()).total();
+        fits("sft", &config, sizes(), None).unwrap();
+        fits("sft", &config, sizes(), Some(needed)).unwrap();
+        let error = fits("sft", &config, sizes(), Some(needed - 1)).unwrap_err();
+        assert!(error.to_string().contains("`sft`"), "{error}");
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("recompute = true") && hint.contains("micro_tokens = 1024"), "{hint}");
+        let error = fits("sft", &config, sizes(), Some(1 << 30)).unwrap_err();
+        assert!(error.hint().unwrap().contains("smaller model"), "{error}");
+    }
+}

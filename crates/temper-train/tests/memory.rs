@@ -1,0 +1,83 @@
+//! What `temper plan` expects of memory, against what the engine's pool was asked for. One test, because the pool is the process's.
+
+use std::path::Path;
+
+use temper_tensor::{Cpu, buf};
+use temper_train::plan;
+use temper_train::recipe;
+use temper_train::run::{RunOptions, run};
+use temper_train::rundir::RunDir;
+use temper_train::watch::{Event, Silent, Stop, Watch};
+
+const BASE: &str = r#"
+name = "memory"
+seed = 5
+[[stage]]
+id = "tokenizer"
+kind = "tokenizer"
+vocab_size = 259
+data = [{ kind = "tasks", tasks = { kind = "tiny_world", families = "all", levels = [1], split = "train" }, n = 20 }]
+[[stage]]
+id = "init"
+kind = "init"
+shape = { hidden_size = 192, layers = 6, heads = 4, kv_heads = 2, intermediate_size = 512, max_positions = 256 }
+"#;
+
+const SFT: &str = r#"
+name = "memory"
+seed = 5
+[[stage]]
+id = "sft"
+kind = "offline"
+data = [{ kind = "tasks", tasks = { kind = "tiny_world", families = "all", levels = [1], split = "train", cot = true }, n = 200 }]
+mask = "all"
+max_tokens = 256
+batch = { tokens = 3000 }
+steps = 5
+optimizer = { kind = "adamw", lr = 1e-3 }
+"#;
+
+/// The pool's figures at the end of every step.
+#[derive(Default)]
+struct Steps(Vec<buf::PoolStats>);
+
+impl Watch for Steps {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Step { .. } = event {
+            self.0.push(buf::stats());
+        }
+    }
+}
+
+fn go(text: &str, sets: &[String], dir: &Path, watch: &mut dyn Watch) -> recipe::Recipe {
+    let recipe = recipe::parse(text, Path::new("memory.toml"), sets).unwrap();
+    run(&recipe, &RunDir::at(dir), &RunOptions::default(), &Cpu::new(), watch, &Stop::new()).unwrap();
+    recipe
+}
+
+#[test]
+fn the_plan_expects_what_training_takes_and_steps_after_the_first_allocate_nothing_large() {
+    let base = tempfile::tempdir().unwrap();
+    let made = base.path().join("made");
+    go(BASE, &[], &made, &mut Silent);
+    let path = format!("model.policy={{path={:?}}}", made.join("model"));
+    for (i, sizes) in [(600, false), (1500, false), (1500, true)].into_iter().enumerate() {
+        let sets = [
+            path.clone(),
+            format!("stage.sft.micro_tokens={}", sizes.0),
+            format!("stage.sft.recompute={}", sizes.1),
+        ];
+        let mut steps = Steps::default();
+        buf::trim();
+        let recipe = go(SFT, &sets, &base.path().join(i.to_string()), &mut steps);
+        let memory = plan::plan(&recipe).unwrap().last().unwrap().memory.unwrap();
+        let expected = (memory.weights + memory.optimizer + memory.activations) as f64;
+        let measured = steps.0.last().unwrap().peak_live_bytes as f64;
+        assert!((measured / expected - 1.0).abs() < 0.1, "{sizes:?}: measured {measured}, expected {expected}");
+        // What free lists hold besides is in the plan's figure for the process.
+        let held = steps.0.last().unwrap().peak_touched_bytes as f64;
+        assert!(held < expected + memory.process as f64, "{sizes:?}: {held} bytes touched, expected {expected}");
+        let grown = steps.0.last().unwrap().allocations - steps.0[0].allocations;
+        assert_eq!(grown, 0, "{sizes:?}: {grown} allocations after the first step");
+    }
+}
