@@ -135,13 +135,11 @@ pub fn requested() -> Result<(Isa, Dot)> {
 
 fn parse(value: &str, best: (Isa, Dot)) -> Result<(Isa, Dot)> {
     let offered = || LEVELS.iter().filter(|(_, isa, dot)| *isa <= best.0 && *dot <= best.1);
-    match offered().find(|(name, ..)| *name == value) {
-        Some((_, isa, dot)) => Ok((*isa, *dot)),
-        None => {
-            let names: Vec<_> = offered().map(|(name, ..)| *name).collect();
-            Err(Error::Isa { value: value.into(), expected: names.join(", ") })
-        }
+    if let Some((_, isa, dot)) = offered().find(|(name, ..)| *name == value) {
+        return Ok((*isa, *dot));
     }
+    let names: Vec<_> = offered().map(|(name, ..)| *name).collect();
+    Err(Error::Isa { value: value.into(), expected: names.join(", ") })
 }
 
 /// What is in use, found once; where [`requested`] fails, the highest levels of this processor.

@@ -115,7 +115,9 @@ mod multiply_adds {
         let (factor, term) = black_box((_mm512_set1_ps(0.5), _mm512_set1_ps(1.0)));
         let mut sums = [term; CHAINS];
         for _ in 0..steps {
-            sums.iter_mut().for_each(|sum| *sum = _mm512_fmadd_ps(*sum, factor, term));
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, term);
+            }
         }
         black_box(sums);
     }
@@ -127,7 +129,9 @@ mod multiply_adds {
         let (factor, term) = black_box((_mm256_set1_ps(0.5), _mm256_set1_ps(1.0)));
         let mut sums = [term; CHAINS];
         for _ in 0..steps {
-            sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, factor, term));
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, term);
+            }
         }
         black_box(sums);
     }

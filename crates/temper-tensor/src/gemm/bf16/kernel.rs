@@ -253,7 +253,9 @@ mod avx512 {
                         for p in 1..P {
                             lanes[p] = _mm512_loadu_si512(b[p].cast());
                         }
-                        b = b.map(|b| b.wrapping_add(LANES));
+                        for p in 0..P {
+                            b[p] = b[p].wrapping_add(LANES);
+                        }
                         for i in 0..R {
                             let x = _mm512_set1_epi32(a.add(i * LANES + pair).read().cast_signed());
                             for p in 0..P {

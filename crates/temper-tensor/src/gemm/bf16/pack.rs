@@ -168,9 +168,12 @@ pub(crate) fn refresh(isa: Isa, w: &Panels, words: &mut [u32]) {
 pub(super) fn transposed(isa: Isa, w: &Bf16Panels, depth: Range<usize>, column: usize, out: &mut [u32]) {
     let none = [0; WORDS / 2];
     // Lines of panel i for columns 16 column .. 16 column + 16.
-    let lines = |i: usize| match i * LANES < w.n() {
-        true => &w.words()[i * blocks(w.k()) * WORDS + column * WORDS / 2..][..WORDS / 2],
-        false => &none[..],
+    let lines = |i: usize| {
+        if i * LANES < w.n() {
+            &w.words()[(2 * i * blocks(w.k()) + column) * WORDS / 2..][..WORDS / 2]
+        } else {
+            &none[..]
+        }
     };
     let mut pairs = [0; WORDS];
     for (block, out) in depth.zip(out.as_chunks_mut::<WORDS>().0) {
