@@ -62,11 +62,8 @@ fn the_plan_expects_what_training_takes_and_steps_after_the_first_allocate_nothi
     go(BASE, &[], &made, &mut Silent);
     let path = format!("model.policy={{path={:?}}}", made.join("model"));
     for (i, sizes) in [(600, false), (1500, false), (1500, true)].into_iter().enumerate() {
-        let sets = [
-            path.clone(),
-            format!("stage.sft.micro_tokens={}", sizes.0),
-            format!("stage.sft.recompute={}", sizes.1),
-        ];
+        let sets =
+            [path.clone(), format!("stage.sft.micro_tokens={}", sizes.0), format!("stage.sft.recompute={}", sizes.1)];
         let mut steps = Steps::default();
         buf::trim();
         let recipe = go(SFT, &sets, &base.path().join(i.to_string()), &mut steps);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::attention::gather::{Columns, padded};
+use crate::attention::gather::{Columns, positions};
 use crate::attention::rows::{dot, probabilities, scaled, score_gradients};
 use crate::attention::tiles::{Left, Right, multiply};
 use crate::attention::{BLOCK, Group, Queries, Shared, TILE, wide};
@@ -118,8 +118,8 @@ struct Sums {
 impl Keys {
     fn new(saved: &Saved, at: KvColumns, chain: &[Range<usize>]) -> Self {
         let len: usize = chain.iter().map(Range::len).sum();
-        let panels = || Buf::zeros(padded(len, at.d));
-        let rows = || Buf::zeros(padded(len, wide(at.d)));
+        let panels = || positions(len, at.d);
+        let rows = || positions(len, wide(at.d));
         let mut keys = Self {
             key_panels: panels(),
             key_rows: rows(),

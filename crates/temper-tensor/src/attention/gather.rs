@@ -52,6 +52,11 @@ impl Columns<'_> {
     }
 }
 
+/// Zeros for `len` positions of `width` floats in whole blocks, in a block of memory that sequences of other lengths can use too.
+pub(crate) fn positions(len: usize, width: usize) -> Buf {
+    Buf::zeros_in(padded(len, width), padded(len.next_power_of_two().max(4 * BLOCK), width))
+}
+
 /// Floats of a buffer that holds `len` positions of `width` floats in whole blocks.
 pub(crate) fn padded(len: usize, width: usize) -> usize {
     len.div_ceil(BLOCK) * BLOCK * width
@@ -61,7 +66,7 @@ impl Gathered {
     /// The first `len` positions of the chain.
     pub(crate) fn new(k: Columns, v: Columns, chain: &[Range<usize>], len: usize) -> Self {
         let d = k.d;
-        let zeros = |width| Buf::zeros(padded(len, width));
+        let zeros = |width| positions(len, width);
         let mut it = Self { d, len, key_panels: zeros(d), values: zeros(wide(d)) };
         k.panels_into(chain, len, &mut it.key_panels);
         v.rows_into(chain, len, &mut it.values);

@@ -83,7 +83,15 @@ pub(super) fn pseudo_labelled(
             kept.push(example);
         }
     }
-    let rules = Generation { temperature: 0.0, top_k: None, top_p: None, min_p: None, max_tokens, stop: vec![], ignore_eos: false };
+    let rules = Generation {
+        temperature: 0.0,
+        top_k: None,
+        top_p: None,
+        min_p: None,
+        max_tokens,
+        stop: vec![],
+        ignore_eos: false,
+    };
     let done = complete(asked.ops, tokenizer, asked.model, &requests, &rules, MAX_BATCH, None, &mut |_, _| {})?;
     let text = |c: &Vec<temper_model::Completion>| {
         c.first().map_or(String::new(), |c| sampling::text(tokenizer, &c.tokens, &[]))

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::{STEPS, WORDS, blocks};
 use crate::bf16_panels::Bf16Panels;
-use crate::buf::Buf;
+use crate::buf::{self, Buf};
 use crate::gemm::pack::square;
 use crate::gemm::{Output, share};
 use crate::isa::{Isa, multiversion};
@@ -122,7 +122,7 @@ fn parts(words: &mut [u32], size: usize, task: impl Fn(usize, &mut [u32]) + Sync
 /// The left operand `x [m, k]`: `[m / 16][k / 32][16 rows][16 pairs of columns]`.
 pub(super) fn strips(isa: Isa, x: &[f32], m: usize, k: usize) -> Buf {
     let size = blocks(k) * WORDS;
-    let mut strips = Buf::dirty(m.div_ceil(LANES) * size);
+    let mut strips = Buf::dirty_in(m.div_ceil(LANES) * size, buf::room(m).div_ceil(LANES) * size);
     parts(strips.words_mut(), size, |i, out| {
         let rows = &x[i * LANES * k..(m * k).min((i + 1) * LANES * k)];
         if rows.len() < LANES * k {
@@ -137,7 +137,8 @@ pub(super) fn strips(isa: Isa, x: &[f32], m: usize, k: usize) -> Buf {
 /// transposed.
 pub(super) fn columns(isa: Isa, x: &[f32], m: usize, n: usize, left: bool) -> Buf {
     let size = blocks(m) * WORDS;
-    let mut panels = Buf::dirty(n.div_ceil(LANES) * size);
+    let count = n.div_ceil(LANES);
+    let mut panels = Buf::dirty_in(count * size, count * blocks(buf::room(m)) * WORDS);
     parts(panels.words_mut(), size, |i, out| {
         panel_at(isa, x, n, i * LANES, out);
         if left {
