@@ -41,7 +41,6 @@ fn policy_objectives(c: &mut Criterion) {
             weight: &weight,
             sequences: &sequences,
             groups: &groups,
-            ..Rows::EMPTY
         };
         group.bench_function(BenchmarkId::from_parameter(name), |b| {
             b.iter(|| black_box(objective.token_terms(black_box(&rows))).is_ok());

@@ -66,7 +66,7 @@ fn compare() {
     let base = tempfile::tempdir().unwrap();
     let made = base.path().join("made");
     go(BASE, &[], &made, &mut Silent);
-    let path = format!("model.policy={{path={:?}}}", made.join("model"));
+    let path = format!("model.policy={{path=\"{}\"}}", made.join("model").display());
     for (i, sizes) in [(600, false), (1500, false), (1500, true)].into_iter().enumerate() {
         let sets =
             [path.clone(), format!("stage.sft.micro_tokens={}", sizes.0), format!("stage.sft.recompute={}", sizes.1)];

@@ -170,7 +170,7 @@ fn a_reference_from_outside_that_has_changed_is_noticed_on_resume() {
     };
     let plain = parsed(&[]);
     go(&plain, &made, &mut Silent, &Stop::new()).unwrap();
-    let reference = format!("model.reference.path={:?}", made.join("model"));
+    let reference = format!("model.reference.path={}", made.join("model").display());
     let recipe = parsed(&[ANCHORED, &reference]);
     let stop = Stop::new();
     assert_eq!(go(&recipe, &cut, &mut StopAfter(2, &stop), &stop).unwrap(), Outcome::Interrupted);
