@@ -8,7 +8,7 @@ use temper_data::{Encoded, Tokenizer};
 use temper_model::Config;
 
 use crate::error::Result;
-use crate::recipe::{DataSource, EvalSource, EvalTask, OfflineStage, OnlineStage, Recipe, Shape, Stage};
+use crate::recipe::{DataSource, Dtype, EvalSource, EvalTask, OfflineStage, OnlineStage, Recipe, Shape, Stage};
 use crate::{examples, hub, offline};
 
 /// What one stage will do.
@@ -44,7 +44,7 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
                 simple(&s.id, "init", vec![("parameters", grouped(count))])
             }
             Stage::Offline(s) => offline(recipe, s, &known)?,
-            Stage::Online(s) => online(s, &known),
+            Stage::Online(s) => online(recipe, s, &known),
             Stage::Evaluate(s) => {
                 simple(&s.id, "evaluate", vec![("tasks", (s.tasks.len() + recipe.eval_tasks().count()).to_string())])
             }
@@ -188,12 +188,12 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         memory: known
             .config
             .as_ref()
-            .map(|c| memory(c, s.micro_tokens.max(longest), s.recompute, 0, 1 + usize::from(reference))),
+            .map(|c| memory(c, recipe.dtype, s.micro_tokens.max(longest), s.recompute, 0, reference)),
         ..simple(&s.id, "offline", figures)
     })
 }
 
-fn online(s: &OnlineStage, known: &Known) -> StagePlan {
+fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> StagePlan {
     let completions = s.prompts_per_step * s.samples_per_prompt;
     let updates = s.steps * s.inner_epochs * s.minibatches;
     let greedy = if s.needs_greedy() { s.prompts_per_step } else { 0 };
@@ -242,15 +242,27 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         memory: known
             .config
             .as_ref()
-            .map(|c| memory(c, s.micro_tokens.max(group), s.recompute, cached, 1 + usize::from(reference))),
+            .map(|c| memory(c, recipe.dtype, s.micro_tokens.max(group), s.recompute, cached, reference)),
         ..simple(&s.id, "online", figures)
     }
 }
 
-/// Bytes of training in f32: weights, gradients and two moments; activations of the largest micro-batch; a chunk of
-/// logits; key/value caches while sampling (after which training begins, so the larger of the two counts).
-pub fn memory(config: &Config, micro_tokens: usize, recompute: bool, cached_tokens: usize, models: usize) -> u64 {
+/// Bytes of training: weights, gradients and two moments in f32, and in bf16 the rounded weights beside them; a reference in the type
+/// that is computed in; activations of the largest micro-batch; a chunk of logits; key/value caches while sampling (after
+/// which training begins, so the larger of the two counts).
+pub fn memory(
+    config: &Config,
+    dtype: Dtype,
+    micro_tokens: usize,
+    recompute: bool,
+    cached_tokens: usize,
+    reference: bool,
+) -> u64 {
     let weights = 4 * config.parameter_count();
+    let (rounded, frozen) = match dtype {
+        Dtype::F32 => (0, weights),
+        Dtype::Bf16 => (weights / 2, weights / 2),
+    };
     let (c, f) = (config.hidden_size, config.intermediate_size);
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
@@ -262,7 +274,7 @@ pub fn memory(config: &Config, micro_tokens: usize, recompute: bool, cached_toke
     let activations = micro_tokens as u64 * (kept + 16 * c as u64);
     let cache = cached_tokens as u64 * config.kv_bytes_per_token();
     let logits = 32 << 20;
-    weights * (3 + models as u64) + activations.max(cache) + logits
+    4 * weights + rounded + u64::from(reference) * frozen + activations.max(cache) + logits
 }
 
 /// `1234567` as `1,234,567`.
