@@ -13,7 +13,7 @@ use temper_tensor::{
     adamw_step, dot, grad_norm, isa,
 };
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::Dtype;
 
 /// Rows of a product, and tokens of a training step: four sequences of 256.
@@ -167,10 +167,10 @@ impl Bench<'_> {
             let mut dw = Grad::Matrix(Panels::zeros(n, k));
             let need = (2.0 * (m * n * k) as f64, self.width() * (n * k) as f64);
             let ops = self.ops;
-            let y = timed(PRODUCT_RUNS, || Ok(drop(ops.linear(&x, &weight)?)))?;
-            let dx = timed(PRODUCT_RUNS, || Ok(drop(ops.linear_dx(&dy, &weight, None)?)))?;
-            let rows = std::slice::from_ref(&(0..m)).to_vec();
-            let grad = timed(PRODUCT_RUNS, || Ok(ops.linear_dw(&dy, &x, &weight, &rows, &mut dw)?))?;
+            let y = timed(PRODUCT_RUNS, || ops.linear(&x, &weight))?;
+            let dx = timed(PRODUCT_RUNS, || ops.linear_dx(&dy, &weight, None))?;
+            let rows = std::iter::once(0..m).collect::<Vec<_>>();
+            let grad = timed(PRODUCT_RUNS, || ops.linear_dw(&dy, &x, &weight, &rows, &mut dw))?;
             for (name, seconds) in [("forward", y), ("to the input", dx), ("to the weight", grad)] {
                 self.add("products", format!("{m} rows, {k} -> {n}, {name}"), seconds, None, need);
             }
@@ -184,7 +184,7 @@ impl Bench<'_> {
         let batch = sequences(model, 2)?;
         let rows = batch.rows();
         let ops = self.ops;
-        let prefill = timed(RUNS, || Ok(drop(hidden(ops, model, &batch)?)))?;
+        let prefill = timed(RUNS, || hidden(ops, model, &batch))?;
         self.add("decoding", "reading a prompt", prefill, Some(rows), (2.0 * rows as f64 * body, self.width() * body));
         for batch in [1, 16] {
             let seconds = self.sample(model, 1, batch, COMPLETION)? - self.sample(model, 1, batch, 1)?;
@@ -203,7 +203,7 @@ impl Bench<'_> {
         let seeds = |i: usize| (0..each as u64).map(|s| 1000 * i as u64 + s).collect();
         let requests: Vec<Request> =
             (0..prompts).map(|i| Request { prompt: ids(&model.config, PROMPT, i), seeds: seeds(i) }).collect();
-        timed(RUNS, || Ok(drop(engine.generate(&requests, &mut |_| ())?)))
+        timed(RUNS, || engine.generate(&requests, &mut |_| ()))
     }
 
     fn training(&mut self, mut model: Model) -> Result<()> {
@@ -217,10 +217,7 @@ impl Bench<'_> {
 
         let groups = groups(&model, round)?;
         let mut state = State { grads: Grads::zeros(ops, &model.params)?, adam: AdamState::new(ops, &model.params)? };
-        let update = timed(RUNS, || {
-            state.step(ops, &mut model, &groups)?;
-            Ok(())
-        })?;
+        let update = timed(RUNS, || state.step(ops, &mut model, &groups))?;
         let (rows, scored) = (groups.rows() as f64, groups.scored() as f64);
         let traffic = optimiser_bytes(&model, self.dtype);
         self.add("GRPO round", "update", update, Some(groups.scored()), (6.0 * (rows * body + scored * head), traffic));
@@ -333,12 +330,12 @@ fn hidden(ops: &dyn Ops, model: &Model, batch: &Batch) -> Result<()> {
     Ok(())
 }
 
-/// The shortest of several runs, in seconds.
-fn timed(runs: usize, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
+/// The shortest of several runs, in seconds; what they make is dropped inside the measurement.
+fn timed<T, E: Into<Error>>(runs: usize, mut run: impl FnMut() -> std::result::Result<T, E>) -> Result<f64> {
     let mut outcome = Ok(());
     let seconds = best(runs, || {
         if outcome.is_ok() {
-            outcome = run();
+            outcome = run().map(drop).map_err(Into::into);
         }
     });
     outcome.map(|()| seconds)
