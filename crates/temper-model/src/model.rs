@@ -110,15 +110,24 @@ impl Model {
         self.head
     }
 
+    /// The same model computing in bf16: its matrices are rounded, and what is multiplied by them; sums, norms, attention, softmax and
+    /// gradients of parameters stay f32, and so do the values that an optimiser updates.
+    #[must_use]
+    pub fn in_bf16(mut self) -> Self {
+        self.params.store_in_bf16();
+        self
+    }
+
     /// A copy of the weights that no training changes: the frozen reference of this model as it is now.
     #[must_use]
     pub fn frozen_copy(&self) -> Self {
-        let mut copy = self.clone();
-        let ids: Vec<ParamId> = copy.params.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            copy.params.get_mut(id).trainable = false;
+        Self {
+            config: self.config.clone(),
+            params: self.params.frozen_copy(),
+            blocks: self.blocks.clone(),
+            rope: Arc::clone(&self.rope),
+            ..*self
         }
-        copy
     }
 
     /// An empty key/value cache of this model's shape.

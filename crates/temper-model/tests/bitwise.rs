@@ -77,6 +77,14 @@ fn sampled_logp_is_the_trainers_for_heads_that_fill_no_vector() {
     short_heads(1).iter().for_each(sampled_equals_trained);
 }
 
+#[test]
+fn sampled_logp_is_the_trainers_in_bf16() {
+    sampled_equals_trained(&small(1).in_bf16());
+    for model in short_heads(1) {
+        sampled_equals_trained(&model.in_bf16());
+    }
+}
+
 fn sampled_equals_trained(model: &Model) {
     let requests = requests();
     let sampled = sample(model, &requests, 8, 16);
@@ -123,6 +131,7 @@ fn a_completion_depends_on_its_prompt_and_seed_alone() {
 #[test]
 fn threads_change_no_bit() {
     threads_agree(&small(3));
+    threads_agree(&small(3).in_bf16());
     short_heads(3).iter().for_each(threads_agree);
 }
 

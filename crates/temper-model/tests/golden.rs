@@ -54,6 +54,30 @@ fn check(name: &str) {
     }
 }
 
+/// bf16 is at most 1.1 times as far from f64 as PyTorch's bf16 (tests/golden/model_bf16.py), tensor by tensor.
+#[test]
+fn bf16_is_no_further_from_f64_than_pytorch() {
+    let text = std::fs::read_to_string(golden_dir("bf16.json")).unwrap();
+    let pytorch: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for name in ["llama", "mistral", "short"] {
+        let g = golden(name);
+        let model = g.model.in_bf16();
+        let within = |what: &str, got: &[f32], want: &[f32]| {
+            let (error, theirs) = (relative(got, want), pytorch[name][what].as_f64().unwrap());
+            assert!(error < 1.1 * theirs && error > 1e-4, "{name}: {what} is {error:e} off, in PyTorch {theirs:e}");
+        };
+        let expected: Vec<f32> = (0..3).flat_map(|i| g.file.read_f32(&format!("logits.{i}")).unwrap()).collect();
+        within("logits", &logits(&model, &g.ids), &expected);
+        let sequences: Vec<ScoredSequence> =
+            g.ids.iter().zip(&g.weights).map(|(ids, scored)| ScoredSequence { ids, scored }).collect();
+        let (batch, weight) = Batch::sequences(&sequences).unwrap();
+        let (_, grads) = gradients(&model, &batch, &weight, &HeadSpec::default(), false);
+        for (id, param) in model.params.iter() {
+            within(&param.name, &values(&grads, id), &g.file.read_f32(&format!("grad.{}", param.name)).unwrap());
+        }
+    }
+}
+
 #[test]
 fn llama_with_scaled_rope_and_tied_head_agrees_with_pytorch() {
     check("llama");

@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use temper_tensor::gemm::{bf16, linear, linear_dw, linear_dx};
 use temper_tensor::head::{HeadCoef, HeadSpec, head_backward, head_terms};
 use temper_tensor::kernels::norm::{rms_norm, rms_norm_dw, rms_norm_dx};
-use temper_tensor::{Bf16Panels, Buf, Panels};
+use temper_tensor::{Bf16Panels, Buf, Panels, Weight};
 
 /// Values without structure in [-1, 1).
 fn values(len: usize) -> Buf {
@@ -65,22 +65,25 @@ fn decoding(c: &mut Criterion) {
 fn head(c: &mut Criterion) {
     let mut group = c.benchmark_group("head");
     let (m, v, k) = (256, 49_152, 576);
-    let (hidden, w) = (values(m * k), Panels::from_rows(&values(v * k), v, k));
+    let (hidden, f32) = (values(m * k), Weight::from_rows(&values(v * k), v, k));
     let targets: Vec<u32> = (0..m as u32).map(|i| i * 191 % v as u32).collect();
     let spec = HeadSpec { entropy: true, ..HeadSpec::default() };
     let (mut d_hidden, mut dw) = (values(m * k), Panels::zeros(v, k));
-    group.throughput(Throughput::Elements((2 * m * v * k) as u64));
-    group.bench_function("terms", |b| b.iter(|| black_box(head_terms(&hidden, m, &w, &targets, &spec))));
-    group.throughput(Throughput::Elements((6 * m * v * k) as u64));
-    group.bench_function("backward", |b| {
-        b.iter(|| {
-            let mut coef = |rows: std::ops::Range<usize>, _: &_| HeadCoef {
-                d_logp: vec![-1.0 / m as f32; rows.len()],
-                ..HeadCoef::default()
-            };
-            black_box(head_backward(&hidden, m, &w, &targets, &spec, &mut coef, &mut d_hidden, Some(&mut dw)))
+    for (name, w) in [("f32", f32.clone()), ("bf16", f32.in_bf16())] {
+        group.throughput(Throughput::Elements((2 * m * v * k) as u64));
+        let id = BenchmarkId::new("terms", name);
+        group.bench_function(id, |b| b.iter(|| black_box(head_terms(&hidden, m, &w, &targets, &spec))));
+        group.throughput(Throughput::Elements((6 * m * v * k) as u64));
+        group.bench_function(BenchmarkId::new("backward", name), |b| {
+            b.iter(|| {
+                let mut coef = |rows: std::ops::Range<usize>, _: &_| HeadCoef {
+                    d_logp: vec![-1.0 / m as f32; rows.len()],
+                    ..HeadCoef::default()
+                };
+                black_box(head_backward(&hidden, m, &w, &targets, &spec, &mut coef, &mut d_hidden, Some(&mut dw)))
+            });
         });
-    });
+    }
     group.finish();
 }
 

@@ -11,16 +11,15 @@ use checks::{count, ids_below, same_shape, shape};
 use crate::attention;
 use crate::buf::{self, Buf};
 use crate::error::{Error, Result};
-use crate::gemm;
 use crate::head::{self, HeadCoef, HeadSpec, HeadTerms};
-use crate::isa;
+use crate::isa::{dot, isa};
 use crate::kernels::{adamw, elementwise, embed, glu, norm, rope};
 use crate::kv::CacheSlot;
 use crate::ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};
 use crate::optim::AdamStep;
-use crate::panels::Panels;
-use crate::params::{Grad, ParamValue, Weight};
+use crate::params::{Grad, ParamValue};
 use crate::segments::Segments;
+use crate::weight::Weight;
 
 /// The CPU: kernels for the instruction-set level found at run time, threads from rayon's current pool.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,12 +45,6 @@ fn uploaded(rows: usize, cols: usize, values: &[f32]) -> Tensor {
     Tensor { rows, cols, storage: Storage::Host(Buf::from_slice(values)) }
 }
 
-fn panels(w: &Weight) -> &Panels {
-    match w {
-        Weight::F32(p) => p,
-    }
-}
-
 /// Values of some rows.
 fn part<'t>(t: &'t Tensor, rows: &Range<usize>) -> &'t [f32] {
     &t.host()[rows.start * t.cols..rows.end * t.cols]
@@ -59,7 +52,7 @@ fn part<'t>(t: &'t Tensor, rows: &Range<usize>) -> &'t [f32] {
 
 impl Ops for Cpu {
     fn name(&self) -> String {
-        format!("cpu {}", isa::name())
+        format!("cpu {}, bf16 by {}", isa().name(), dot().name())
     }
 
     fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor> {
@@ -94,7 +87,7 @@ impl Ops for Cpu {
     fn embedding(&self, w: &Weight, ids: &[u32]) -> Result<Tensor> {
         ids_below("embedding", ids, w.n())?;
         let mut y = fresh(ids.len(), w.k());
-        embed::embedding(panels(w), ids, y.host_mut());
+        embed::embedding(w, ids, y.host_mut());
         Ok(y)
     }
 
@@ -105,7 +98,7 @@ impl Ops for Cpu {
     fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor> {
         same_shape("linear", "x", x, (x.rows, w.k()))?;
         let mut y = fresh(x.rows, w.n());
-        gemm::linear(x.host(), x.rows, panels(w), y.host_mut(), false);
+        w.linear(x.host(), x.rows, y.host_mut(), false);
         Ok(y)
     }
 
@@ -114,12 +107,12 @@ impl Ops for Cpu {
         let add = acc.is_some();
         let mut dx = acc.unwrap_or_else(|| fresh(dy.rows, w.k()));
         same_shape("linear_dx", "acc", &dx, (dy.rows, w.k()))?;
-        gemm::linear_dx(dy.host(), dy.rows, panels(w), dx.host_mut(), add);
+        w.linear_dx(dy.host(), dy.rows, dx.host_mut(), add);
         Ok(dx)
     }
 
-    fn linear_dw(&self, dy: &Tensor, x: &Tensor, rows: &[Range<usize>], dw: &mut Grad) -> Result<()> {
-        gradients::linear(dy, x, rows, dw)
+    fn linear_dw(&self, dy: &Tensor, x: &Tensor, w: &Weight, rows: &[Range<usize>], dw: &mut Grad) -> Result<()> {
+        gradients::linear(dy, x, w, rows, dw)
     }
 
     fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
@@ -239,7 +232,7 @@ impl Ops for Cpu {
 
     fn head_terms(&self, hidden: &Tensor, w: &Weight, targets: &[u32], spec: &HeadSpec) -> Result<HeadTerms> {
         same_shape("head_terms", "hidden", hidden, (hidden.rows, w.k()))?;
-        head::head_terms(hidden.host(), hidden.rows, panels(w), targets, spec)
+        head::head_terms(hidden.host(), hidden.rows, w, targets, spec)
     }
 
     fn head_backward(
@@ -255,13 +248,13 @@ impl Ops for Cpu {
         same_shape("head_backward", "hidden", hidden, (hidden.rows, w.k()))?;
         same_shape("head_backward", "d_hidden", d_hidden, hidden.shape())?;
         let dw = dw.map(|g| checks::matrix("head_backward", g, (w.n(), w.k()))).transpose()?;
-        head::head_backward(hidden.host(), hidden.rows, panels(w), targets, spec, coef, d_hidden.host_mut(), dw)
+        head::head_backward(hidden.host(), hidden.rows, w, targets, spec, coef, d_hidden.host_mut(), dw)
     }
 
     fn head_logits(&self, hidden: &Tensor, w: &Weight) -> Result<Tensor> {
         same_shape("head_logits", "hidden", hidden, (hidden.rows, w.k()))?;
         let mut logits = fresh(hidden.rows, w.n());
-        head::head_logits(hidden.host(), hidden.rows, panels(w), logits.host_mut());
+        head::head_logits(hidden.host(), hidden.rows, w, logits.host_mut());
         Ok(logits)
     }
 
@@ -269,13 +262,21 @@ impl Ops for Cpu {
         let n = gradients::flat(g).len();
         count("adamw", "values of m", gradients::flat(m).len(), n)?;
         count("adamw", "values of v", gradients::flat(v).len(), n)?;
-        let values = match p {
-            ParamValue::Matrix(Weight::F32(p)) => p.data_mut(),
-            ParamValue::Vector(t) => t.host_mut(),
+        let (m, v) = (gradients::flat_mut(m), gradients::flat_mut(v));
+        let mut outcome = Ok(());
+        let mut update = |values: &mut [f32]| match count("adamw", "values of the parameter", values.len(), n) {
+            Ok(()) => adamw::adamw(values, gradients::flat(g), m, v, step),
+            Err(wrong) => outcome = Err(wrong),
         };
-        count("adamw", "values of the parameter", values.len(), n)?;
-        adamw::adamw(values, gradients::flat(g), gradients::flat_mut(m), gradients::flat_mut(v), step);
-        Ok(())
+        match p {
+            ParamValue::Matrix(w) => {
+                if !w.update(update) {
+                    return Err(Error::Frozen { op: "adamw" });
+                }
+            }
+            ParamValue::Vector(t) => update(t.host_mut()),
+        }
+        outcome
     }
 
     fn grad_sum_sq(&self, g: &Grad) -> Result<f64> {

@@ -77,6 +77,12 @@ pub enum Error {
         /// The value expected.
         expected: usize,
     },
+    /// A matrix that is kept for reading alone was to be updated.
+    #[error("{op}: the matrix has no f32 values to update")]
+    Frozen {
+        /// The operation.
+        op: &'static str,
+    },
     /// `TEMPER_ISA` names no level that this processor offers.
     #[error("TEMPER_ISA is `{value}`, expected one of {expected}")]
     Isa {

@@ -12,10 +12,11 @@ use rayon::prelude::*;
 
 use crate::buf::{self, Buf};
 use crate::error::{Error, Result};
-use crate::gemm::{self, linear, linear_dw, linear_dx};
+use crate::gemm;
 use crate::kernels::par;
 use crate::kernels::reduce::argmax;
 use crate::panels::Panels;
+use crate::weight::Weight;
 
 pub use row::{RowStats, RowTerms, row_stats, row_terms};
 
@@ -74,12 +75,12 @@ pub struct HeadCoef {
 }
 
 /// `[m, V]` logits of `hidden [m, C]`.
-pub fn head_logits(hidden: &[f32], m: usize, w: &Panels, logits: &mut [f32]) {
-    linear(hidden, m, w, logits, false);
+pub fn head_logits(hidden: &[f32], m: usize, w: &Weight, logits: &mut [f32]) {
+    w.linear(hidden, m, logits, false);
 }
 
 /// The terms of all rows; forward only.
-pub fn head_terms(hidden: &[f32], m: usize, w: &Panels, targets: &[u32], spec: &HeadSpec) -> Result<HeadTerms> {
+pub fn head_terms(hidden: &[f32], m: usize, w: &Weight, targets: &[u32], spec: &HeadSpec) -> Result<HeadTerms> {
     let mut all = HeadTerms::empty(spec);
     for_chunks(hidden, m, w, targets, spec, |_, _, _, _, terms| {
         all.append(terms);
@@ -93,7 +94,7 @@ pub fn head_terms(hidden: &[f32], m: usize, w: &Panels, targets: &[u32], spec: &
 pub fn head_backward(
     hidden: &[f32],
     m: usize,
-    w: &Panels,
+    w: &Weight,
     targets: &[u32],
     spec: &HeadSpec,
     coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
@@ -121,9 +122,9 @@ pub fn head_backward(
                 stats[r].gradient(row, &targets[span.clone()], &coef.d_logp[span], d_entropy, d_mean);
             }
         });
-        linear_dx(logits, rows.len(), w, &mut d_hidden[rows.start * c..rows.end * c], false);
+        w.linear_dx(logits, rows.len(), &mut d_hidden[rows.start * c..rows.end * c], false);
         if let Some(dw) = dw.as_deref_mut() {
-            linear_dw(logits, &hidden[rows.start * c..rows.end * c], rows.len(), dw);
+            w.linear_dw(logits, &hidden[rows.start * c..rows.end * c], rows.len(), dw);
         }
         all.append(terms);
         Ok(())
@@ -159,7 +160,7 @@ fn check_count(what: &'static str, got: usize, expected: usize) -> Result<()> {
     if got == expected { Ok(()) } else { Err(Error::Count { op: "head", what, got, expected }) }
 }
 
-fn check(hidden: &[f32], m: usize, w: &Panels, targets: &[u32], spec: &HeadSpec) -> Result<()> {
+fn check(hidden: &[f32], m: usize, w: &Weight, targets: &[u32], spec: &HeadSpec) -> Result<()> {
     if w.n() == 0 {
         return Err(Error::Value { op: "head", what: "vocabulary", got: "0".into(), expected: "at least 1 token" });
     }
@@ -180,7 +181,7 @@ fn check(hidden: &[f32], m: usize, w: &Panels, targets: &[u32], spec: &HeadSpec)
 fn for_chunks(
     hidden: &[f32],
     m: usize,
-    w: &Panels,
+    w: &Weight,
     targets: &[u32],
     spec: &HeadSpec,
     mut each: impl FnMut(Range<usize>, &mut [f32], &[RowStats], &[u32], HeadTerms) -> Result<()>,

@@ -19,6 +19,15 @@ pub enum Isa {
 impl Isa {
     /// All levels, lowest first.
     pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+
+    /// The name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
 }
 
 /// How products of bf16 matrices are computed. Each way has its own order of additions (see [`crate::gemm::bf16`]), so that
@@ -35,8 +44,14 @@ pub enum Dot {
 }
 
 impl Dot {
-    /// All ways, slowest first.
-    pub const ALL: [Self; 3] = [Self::Fma, Self::Avx512, Self::Amx];
+    /// The name: that of the instructions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fma => "fma",
+            Self::Avx512 => "avx512bf16",
+            Self::Amx => "amx",
+        }
+    }
 }
 
 /// The levels in `TEMPER_ISA`, lowest first: a name, the f32 kernels and the way of bf16 products.
@@ -160,11 +175,6 @@ pub fn dot() -> Dot {
     in_use().1
 }
 
-/// The name of the level in use, as `TEMPER_ISA` takes it.
-pub fn name() -> &'static str {
-    LEVELS.iter().find(|(_, isa, dot)| (*isa, *dot) == in_use()).map_or("portable", |(name, ..)| name)
-}
-
 /// Compiles one `#[inline(always)]` body, generic over a constant `FMA: bool`, for every level and dispatches to it.
 ///
 /// `multiversion! { /// docs  pub fn name(a: &[f32], b: &mut [f32]) -> f32 = body, name_at; }` makes `name`, which runs
@@ -248,10 +258,5 @@ mod tests {
             let message = parse(value, (isa, dot)).expect_err("refused").to_string();
             assert!(message.contains(value) && message.contains("portable"), "{message}");
         }
-    }
-
-    #[test]
-    fn what_is_in_use_has_a_name() {
-        assert!(LEVELS.iter().any(|(level, isa, dot)| *level == name() && (*isa, *dot) == in_use()));
     }
 }

@@ -24,7 +24,7 @@
 //! | what | where |
 //! |---|---|
 //! | batch layout: packed sequences, shared prompts, trees | [`Segments`], [`Segment`] |
-//! | parameters and what they may be stored as | [`Params`], [`Weight`] (closed enum), [`Panels`] |
+//! | parameters and what they may be stored as | [`Params`], [`Weight`] (closed enum), [`Panels`], [`Bf16Panels`] |
 //! | running and recording operations | [`Tape`], [`Var`]; [`Tape::checkpoint`] recomputes a block in backward |
 //! | activations at named points: capture, replace, inject | [`Tape::point`], [`Hooks`] |
 //! | parameter gradients: summed, or reduced per example | [`GradSink`], [`Grads`], [`Examples`] |
@@ -57,6 +57,7 @@ pub mod probe;
 mod segments;
 mod sink;
 mod tape;
+mod weight;
 
 pub use attention::attention_weights;
 pub use bf16_panels::Bf16Panels;
@@ -69,7 +70,8 @@ pub use kv::{CacheSlot, KvCache, KvPage, PAGE};
 pub use ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};
 pub use optim::{AdamState, AdamStep, AdamW, adamw_step, clip_scale, grad_norm};
 pub use panels::{LANES, Panels};
-pub use params::{Grad, Grads, Param, ParamId, ParamValue, Params, Weight};
+pub use params::{Grad, Grads, Param, ParamId, ParamValue, Params};
 pub use segments::{Segment, Segments};
 pub use sink::{Examples, GradSink, Held};
 pub use tape::{Hooks, InputGrads, Tape, Var};
+pub use weight::{Mixed, Weight};

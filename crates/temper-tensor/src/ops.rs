@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::head::{HeadCoef, HeadSpec, HeadTerms};
 use crate::kv::CacheSlot;
 use crate::optim::AdamStep;
-use crate::params::{Grad, ParamValue, Weight};
+use crate::params::{Grad, ParamValue};
 use crate::segments::Segments;
+use crate::weight::Weight;
 
 /// Where a tensor's values lie.
 #[derive(Debug, Clone)]
@@ -261,8 +262,8 @@ pub trait Ops: Send + Sync {
     fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor>;
     /// `dy w`, `[N, k]`, added to `acc` where one is given.
     fn linear_dx(&self, dy: &Tensor, w: &Weight, acc: Option<Tensor>) -> Result<Tensor>;
-    /// `dw += dy^T x` over the rows `rows`.
-    fn linear_dw(&self, dy: &Tensor, x: &Tensor, rows: &[Range<usize>], dw: &mut Grad) -> Result<()>;
+    /// `dw += dy^T x` over the rows `rows`; how `w` is stored decides the type that the operands are rounded to.
+    fn linear_dw(&self, dy: &Tensor, x: &Tensor, w: &Weight, rows: &[Range<usize>], dw: &mut Grad) -> Result<()>;
     /// `x / sqrt(mean(x^2) + eps) * w` per row; `w: [1, C]`.
     fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor>;
     /// Gradient of [`Ops::rms_norm`] with respect to `x`.

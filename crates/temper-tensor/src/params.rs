@@ -1,44 +1,9 @@
-//! Parameters, their gradients, and what a weight matrix may be stored as.
+//! Parameters and their gradients.
 
 use crate::error::{Error, Result};
 use crate::ops::{Ops, Tensor};
 use crate::panels::Panels;
-
-/// How a weight matrix `[n = outputs, k = inputs]` is stored. Closed, so that bf16, 8-bit, 4-bit and fake-quantised
-/// storage are further variants.
-#[derive(Debug, Clone)]
-pub enum Weight {
-    /// f32 in 16-row panels.
-    F32(Panels),
-}
-
-impl Weight {
-    /// From row-major `[n, k]` values.
-    pub fn from_rows(rows: &[f32], n: usize, k: usize) -> Self {
-        Self::F32(Panels::from_rows(rows, n, k))
-    }
-
-    /// Outputs (rows of the matrix).
-    pub fn n(&self) -> usize {
-        match self {
-            Self::F32(p) => p.n(),
-        }
-    }
-
-    /// Inputs (columns of the matrix).
-    pub fn k(&self) -> usize {
-        match self {
-            Self::F32(p) => p.k(),
-        }
-    }
-
-    /// Row-major `[n, k]` values.
-    pub fn to_rows(&self) -> Vec<f32> {
-        match self {
-            Self::F32(p) => p.to_rows(),
-        }
-    }
-}
+use crate::weight::Weight;
 
 /// Names one parameter of a [`Params`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,6 +87,27 @@ impl Params {
         self.add(name, ParamValue::Vector(value))
     }
 
+    /// Stores every weight matrix in bf16, over its present values as f32 ones; vectors stay f32.
+    pub fn store_in_bf16(&mut self) {
+        for param in &mut self.list {
+            if let ParamValue::Matrix(w) = &mut param.value {
+                let whole = std::mem::replace(w, Weight::from_rows(&[], 0, 0));
+                *w = whole.in_bf16();
+            }
+        }
+    }
+
+    /// The parameters as they are now, for reading alone.
+    #[must_use]
+    pub fn frozen_copy(&self) -> Self {
+        let value = |p: &Param| match &p.value {
+            ParamValue::Matrix(w) => ParamValue::Matrix(w.frozen_copy()),
+            vector @ ParamValue::Vector(_) => vector.clone(),
+        };
+        let copy = |p: &Param| Param { name: p.name.clone(), value: value(p), trainable: false };
+        Self { list: self.list.iter().map(copy).collect() }
+    }
+
     /// Number of parameters (not of values).
     pub fn len(&self) -> usize {
         self.list.len()
@@ -192,7 +178,7 @@ impl Params {
             return Err(Error::Count { op: "set_values", what: "values", got: values.len(), expected: n * k });
         }
         match &mut self.list[id.0].value {
-            ParamValue::Matrix(Weight::F32(p)) => *p = Panels::from_rows(values, n, k),
+            ParamValue::Matrix(w) => w.set_rows(values),
             ParamValue::Vector(t) => *t = ops.upload(n, k, values)?,
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! [`online`], are meant to be read top to bottom. This crate knows no terminal: a run tells a [`watch::Watch`] what
 //! happens, and a [`watch::Stop`] asks it to end after the current round.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod context;
 mod digest;

@@ -13,7 +13,7 @@ use crate::checkpoint::{self, Found};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, Result};
 use crate::learner::Learner;
-use crate::recipe::{self, InitStage, Recipe, RecipeError, SaveDtype, Stage, TokenizerStage};
+use crate::recipe::{self, Dtype, InitStage, Recipe, RecipeError, SaveDtype, Stage, TokenizerStage};
 use crate::rundir::{Lock, RunDir};
 use crate::state::Progress;
 use crate::watch::{Stop, Watch};
@@ -53,7 +53,7 @@ fn stages(
     stop: &Stop,
 ) -> Result<Outcome> {
     let (found, _lock) = open(recipe, dir, options)?;
-    let other_isa = write_env(dir, options, found.is_some())?;
+    let other_isa = write_env(dir, options, recipe.dtype, found.is_some())?;
     let state = found.as_ref().map(|f| f.state.clone()).unwrap_or_default();
     let mut ctx = Context::new(recipe, dir, state, ops, watch, stop)?;
     if let Some(found) = &found {
@@ -66,6 +66,9 @@ fn stages(
         if let Some(isa) = other_isa {
             ctx.note(&format!("the run began on {isa}: from here on its bits differ from an uninterrupted run's"));
         }
+    }
+    if recipe.dtype == Dtype::Bf16 && temper_tensor::dot() == temper_tensor::Dot::Fma {
+        ctx.note("this processor has no products of bf16: `dtype = \"bf16\"` is computed by f32 multiply-adds, slowly");
     }
     let first = ctx.state.stage;
     let mut held = Held { model: None, of: None };
@@ -144,15 +147,17 @@ fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
     ))
 }
 
-/// `env.json`: what the run began with, and what it was resumed with. Returns the instruction set that the run began on when
-/// it is another one now.
-fn write_env(dir: &RunDir, options: &RunOptions, resumed: bool) -> Result<Option<String>> {
+/// `env.json`: what the run began with, and what it was resumed with. Returns the instructions that the run began on when they are
+/// others now: those of f32, and those of bf16 where the recipe computes in it.
+fn write_env(dir: &RunDir, options: &RunOptions, dtype: Dtype, resumed: bool) -> Result<Option<String>> {
     let began = std::fs::read(dir.env()).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let Some(mut env) = began.filter(|env| resumed && env.is_object()) else {
         dir.write_json(&dir.env(), &options.env)?;
         return Ok(None);
     };
-    let other = env["isa"].as_str().filter(|isa| options.env["isa"] != **isa).map(String::from);
+    let read: &[&str] = if dtype == Dtype::Bf16 { &["isa", "bf16"] } else { &["isa"] };
+    let differs = |key: &&&str| env[**key].as_str().is_some_and(|began| options.env[**key] != *began);
+    let other = read.iter().find(differs).and_then(|key| env[*key].as_str()).map(String::from);
     match env["resumed"].as_array_mut() {
         Some(list) => list.push(options.env.clone()),
         None => env["resumed"] = serde_json::json!([options.env]),
@@ -201,6 +206,7 @@ impl Held {
             temper_tensor::buf::trim();
             let path = of.path(ctx)?;
             let (model, tokenizer) = load_model(ctx.ops(), &path)?;
+            let model = typed(ctx, model);
             if of == Origin::Policy {
                 ctx.state.same_model("policy", &path)?;
             }
@@ -279,6 +285,7 @@ fn stage(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>)
         Stage::Tokenizer(s) => tokenizer(ctx, s).map(|()| Outcome::Done),
         Stage::Init(s) => {
             let model = init(ctx, s, index)?;
+            let model = typed(ctx, model);
             save(ctx, &model, &ctx.dir.stage(&s.id), SaveDtype::F32)?;
             held.set(model, index);
             Ok(Outcome::Done)
@@ -352,8 +359,16 @@ fn reference(ctx: &mut Context, this: &Stage, start: &Model) -> Result<Option<Mo
                     "a reference shares the policy's vocabulary",
                 ));
             }
-            Ok(Some(model))
+            Ok(Some(typed(ctx, model).frozen_copy()))
         }
+    }
+}
+
+/// The model computing in the recipe's type.
+fn typed(ctx: &Context, model: Model) -> Model {
+    match ctx.recipe.dtype {
+        Dtype::F32 => model,
+        Dtype::Bf16 => model.in_bf16(),
     }
 }
 

@@ -121,6 +121,34 @@ fn the_first_ratio_is_exactly_one_whatever_the_micro_batches() {
 }
 
 #[test]
+fn in_bf16_the_first_ratio_is_one_the_kl_zero_and_a_resumed_run_the_same() {
+    let sets = [
+        "dtype=\"bf16\"",
+        "model.reference.policy_at=stage_start",
+        "stage.grpo.objective={kl={estimator={kind=\"k3\"},beta=0.1}}",
+    ];
+    let (_base, whole) = fresh();
+    assert_eq!(go(&whole, &sets).unwrap(), Outcome::Done);
+    let rounds = lines(&whole, "grpo");
+    assert!(rounds.iter().all(|r| number(r, "ratio/max") == 1.0 && number(r, "grad_norm") > 0.0), "{rounds:?}");
+    assert!(number(&rounds[0], "kl") == 0.0 && number(&rounds[2], "kl") > 0.0, "{rounds:?}");
+    let losses = |dir: &Path| lines(dir, "sft").iter().map(|l| number(l, "loss")).collect::<Vec<_>>();
+    let (_base, f32) = fresh();
+    go(&f32, &[]).unwrap();
+    for (a, b) in losses(&whole).iter().zip(losses(&f32)) {
+        assert!(*a != b && (a / b - 1.0).abs() < 0.01, "{a} in bf16, {b} in f32");
+    }
+    let recipe = parsed(RECIPE, &sets);
+    for after in [2, 5] {
+        let (_base, dir) = fresh();
+        let (stop, options) = (Stop::new(), RunOptions { resume: true, ..RunOptions::default() });
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop).unwrap();
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
+        same_run(&whole, &dir);
+    }
+}
+
+#[test]
 fn a_second_pass_moves_the_ratio_away_from_one() {
     let (_base, dir) = fresh();
     go(&dir, &["stage.grpo.inner_epochs=2", "stage.grpo.minibatches=3", "stage.grpo.group=[]"]).unwrap();

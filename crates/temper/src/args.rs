@@ -40,6 +40,8 @@ pub(crate) enum Command {
     /// The recipe format, and the distance between two recipes.
     #[command(subcommand)]
     Recipe(RecipeCommand),
+    /// Measure what this machine can do, and what a model's training step, GRPO round and decoding reach of it.
+    Bench(Bench),
 }
 
 /// Overrides of a recipe.
@@ -314,6 +316,29 @@ pub(crate) struct Methods {
     /// Print METHODS.md.
     #[arg(long)]
     pub(crate) markdown: bool,
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Bench {
+    /// The model, as in `temper eval` [default: random weights in the shape of SmolLM2-135M].
+    pub(crate) model: Option<String>,
+    /// Type to compute in.
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub(crate) dtype: Dtype,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
+}
+
+/// Numeric type that a model computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 products over 32-bit weights.
+    Bf16,
 }
 
 /// The largest count that makes sense anywhere: completions are held in memory.

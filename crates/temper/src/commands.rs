@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod bench;
 mod check;
 mod env;
 mod eval;
@@ -26,5 +27,6 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Env(args) => env::run(args),
         Command::Methods(args) => methods::run(args),
         Command::Recipe(args) => recipe::run(args),
+        Command::Bench(args) => bench::run(args),
     }
 }

@@ -6,11 +6,11 @@ use crate::buf::Buf;
 use crate::cpu::checks::{count, grad_shape, ids_below, matrix, same_shape, vector};
 use crate::cpu::part;
 use crate::error::{Error, Result};
-use crate::gemm;
 use crate::kernels::{elementwise, embed, norm};
 use crate::ops::Tensor;
 use crate::params::Grad;
 use crate::sink::mix;
+use crate::weight::Weight;
 
 pub(super) fn flat(g: &Grad) -> &[f32] {
     match g {
@@ -48,12 +48,13 @@ pub(super) fn embedding(dy: &Tensor, ids: &[u32], rows: &[Range<usize>], dw: &mu
     Ok(())
 }
 
-pub(super) fn linear(dy: &Tensor, x: &Tensor, rows: &[Range<usize>], dw: &mut Grad) -> Result<()> {
-    let dw = matrix("linear_dw", dw, (dy.cols, x.cols))?;
-    same_shape("linear_dw", "x", x, (dy.rows, x.cols))?;
+pub(super) fn linear(dy: &Tensor, x: &Tensor, w: &Weight, rows: &[Range<usize>], dw: &mut Grad) -> Result<()> {
+    let dw = matrix("linear_dw", dw, (w.n(), w.k()))?;
+    same_shape("linear_dw", "dy", dy, (dy.rows, w.n()))?;
+    same_shape("linear_dw", "x", x, (dy.rows, w.k()))?;
     inside("linear_dw", rows, dy.rows)?;
     for r in rows {
-        gemm::linear_dw(part(dy, r), part(x, r), r.len(), dw);
+        w.linear_dw(part(dy, r), part(x, r), r.len(), dw);
     }
     Ok(())
 }

@@ -20,8 +20,8 @@ impl Case {
         Self { hidden: random(m * c, 1), w, m, c, v, targets, spec }
     }
 
-    fn panels(&self) -> Panels {
-        Panels::from_rows(&self.w, self.v, self.c)
+    fn weight(&self) -> Weight {
+        Weight::from_rows(&self.w, self.v, self.c)
     }
 
     fn hidden64(&self) -> Vec<f64> {
@@ -76,7 +76,7 @@ impl Case {
         let terms = head_backward(
             &self.hidden,
             self.m,
-            &self.panels(),
+            &self.weight(),
             &self.targets,
             &self.spec,
             &mut coef,
@@ -114,7 +114,7 @@ fn terms_agree_with_f64() {
     for spec in specs() {
         for (m, c, v) in [(1, 4, 1), (5, 16, 33), (3, 64, 5000), (40, 8, 100)] {
             let case = Case::new(m, c, v, spec);
-            let terms = head_terms(&case.hidden, m, &case.panels(), &case.targets, &spec).expect("terms");
+            let terms = head_terms(&case.hidden, m, &case.weight(), &case.targets, &spec).expect("terms");
             let [logp, lse, entropy, mean] = case.exact(&case.hidden64(), &case.w64());
             let close = |got: &[f32], want: &[f64]| {
                 assert_eq!(got.len(), want.len());
@@ -144,7 +144,7 @@ fn gradients_agree_with_differences() {
 fn backward_gives_the_terms_of_forward_and_the_samplers_bits() {
     let spec = HeadSpec { temperature: 0.9, entropy: true, argmax: true, ..HeadSpec::default() };
     let case = Case::new(50, 24, 700, spec);
-    let w = case.panels();
+    let w = case.weight();
     let terms = head_terms(&case.hidden, case.m, &w, &case.targets, &spec).expect("terms");
     assert_eq!(case.backward().0, terms);
     for r in [0, 1, 17, 49] {
@@ -170,7 +170,7 @@ fn chunks_and_threads_do_not_change_bits() {
     assert_eq!(run(2), whole);
     for at in [0, 170, 399] {
         let (spec, target) = (&case.spec, &case.targets[at..=at]);
-        let alone = head_terms(&case.hidden[at * 4..at * 4 + 4], 1, &case.panels(), target, spec).expect("terms");
+        let alone = head_terms(&case.hidden[at * 4..at * 4 + 4], 1, &case.weight(), target, spec).expect("terms");
         assert_eq!(alone.logp[0], whole.0.logp[at]);
     }
 }
@@ -182,7 +182,7 @@ fn rows_without_coefficients_have_no_gradient() {
     let mut coef =
         |rows: Range<usize>, _: &HeadTerms| HeadCoef { d_logp: vec![0.0; rows.len()], ..HeadCoef::default() };
     let spec = HeadSpec::default();
-    head_backward(&case.hidden, 3, &case.panels(), &case.targets, &spec, &mut coef, &mut d_hidden, None)
+    head_backward(&case.hidden, 3, &case.weight(), &case.targets, &spec, &mut coef, &mut d_hidden, None)
         .expect("terms");
     assert!(d_hidden.iter().all(|d| *d == 0.0));
 }
@@ -201,7 +201,7 @@ fn impossible_and_broken_logits() {
 #[test]
 fn bad_requests_are_errors() {
     let case = Case::new(2, 3, 5, HeadSpec::default());
-    let w = case.panels();
+    let w = case.weight();
     let terms = |targets: &[u32], spec: &HeadSpec| head_terms(&case.hidden, 2, &w, targets, spec);
     assert!(matches!(terms(&[0, 5], &HeadSpec::default()), Err(Error::Index { index: 5, len: 5, .. })));
     assert!(matches!(terms(&[0], &HeadSpec::default()), Err(Error::Count { got: 1, expected: 2, .. })));

@@ -3,9 +3,10 @@
 
 use super::par::{self, Shared};
 use crate::panels::{LANES, Panels};
+use crate::weight::Weight;
 
 /// `y[r] = w[ids[r]]`; ids must be below `w.n()`.
-pub fn embedding(w: &Panels, ids: &[u32], y: &mut [f32]) {
+pub fn embedding(w: &Weight, ids: &[u32], y: &mut [f32]) {
     let k = w.k();
     assert_eq!(y.len(), ids.len() * k, "y is [{}, {k}]", ids.len());
     if k > 0 {
@@ -47,9 +48,10 @@ mod tests {
         let (n, k) = (50, 150);
         let rows = random(n * k, 1);
         let w = Panels::from_rows(&rows, n, k);
+        let weight = Weight::F32(w.clone());
         let ids: Vec<u32> = (0..400).map(|i| (i * i + 7) % n as u32).collect();
         let mut y = vec![0.0; ids.len() * k];
-        embedding(&w, &ids, &mut y);
+        embedding(&weight, &ids, &mut y);
         let mut want = rows.clone();
         for (id, y) in ids.iter().zip(y.chunks_exact(k)) {
             let at = *id as usize * k;
@@ -67,7 +69,7 @@ mod tests {
     #[test]
     fn no_ids_are_fine() {
         let mut w = Panels::zeros(3, 4);
-        embedding(&w, &[], &mut []);
+        embedding(&Weight::F32(w.clone()), &[], &mut []);
         embedding_dw(&[], &[], &mut w);
         assert!(w.data().iter().all(|x| *x == 0.0));
     }

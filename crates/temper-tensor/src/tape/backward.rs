@@ -88,8 +88,9 @@ impl<'a> Tape<'a> {
             }
             Op::Linear { w, x, origin } => {
                 if let Some(x) = x {
-                    let x = remade.value(self, x)?;
-                    self.give(sink, w, &origin, dy.rows(), &mut |rows, dw| ops.linear_dw(&dy, &x, rows, dw))?;
+                    let (x, matrix) = (remade.value(self, x)?, self.params.matrix("linear", w)?);
+                    let add = &mut |rows: &[_], dw: &mut _| ops.linear_dw(&dy, &x, matrix, rows, dw);
+                    self.give(sink, w, &origin, dy.rows(), add)?;
                 }
                 if let Some(first) = first {
                     let acc = to.grads[first].take();

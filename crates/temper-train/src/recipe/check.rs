@@ -6,8 +6,8 @@ use temper_algo::{GroupShaper, Needs, Schedule, Warmup, Weighting};
 use temper_env::TaskSource;
 
 use super::{
-    DataSource, EvalSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe,
-    SaveDtype, Stage,
+    DataSource, Dtype, EvalSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer,
+    Recipe, SaveDtype, Stage,
 };
 use crate::transform::Transform;
 
@@ -163,6 +163,10 @@ fn recipe_problems(recipe: &Recipe, found: &mut Found) {
     }
     if recipe.save_dtype != SaveDtype::F32 && !recipe.stage.iter().any(Stage::makes_model) {
         found.error("recipe", "`save_dtype` has no effect: no stage makes a model", "remove it");
+    }
+    let tokenizers_alone = recipe.stage.iter().all(|s| matches!(s, Stage::Tokenizer(_)));
+    if recipe.dtype != Dtype::F32 && tokenizers_alone && recipe.eval_tasks().next().is_none() {
+        found.error("recipe", "`dtype` has no effect: no stage runs a model", "remove it");
     }
     model_problems(recipe, found);
 }

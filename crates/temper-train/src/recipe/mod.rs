@@ -39,7 +39,7 @@ pub struct Recipe {
     /// The one seed of the run (default 0). All randomness is derived from it by (stage, step, task, sample).
     #[serde(default)]
     pub seed: u64,
-    /// Numeric type of parameters and activations (default `f32`).
+    /// Numeric type that models compute in (default `f32`).
     #[serde(default)]
     pub dtype: Dtype,
     /// Type of the numbers in the saved `model/` (default `f32`: exactly what was measured).

@@ -4,13 +4,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use temper_env::TaskSource;
 
-/// Numeric type of parameters and activations.
+/// Numeric type that a model computes in. The values that an optimiser updates, its moments and all sums are f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
     /// 32-bit floats throughout.
     #[default]
     F32,
+    /// Matrices and what is multiplied by them are rounded to bfloat16 (AMX or AVX-512 BF16 where the processor has them,
+    /// else slowly); norms, attention, softmax and the head's normalisation stay f32.
+    Bf16,
 }
 
 /// Type of the numbers in a saved model.

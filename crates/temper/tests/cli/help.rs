@@ -3,10 +3,11 @@
 use super::Place;
 
 /// Every command with the options that its help must name.
-const COMMANDS: [(&[&str], &[&str]); 12] = [
-    (&[], &["run", "check", "plan", "eval", "generate", "report", "env", "recipe", "--version", "130"]),
+const COMMANDS: [(&[&str], &[&str]); 13] = [
+    (&[], &["run", "check", "plan", "eval", "generate", "report", "env", "recipe", "bench", "--version", "130"]),
     (&["run"], &["RECIPE", "--set", "--out", "--resume", "--threads", "--seed"]),
     (&["check"], &["RECIPE", "--set"]),
+    (&["bench"], &["MODEL", "--dtype", "--json", "--threads"]),
     (&["plan"], &["RECIPE", "--set", "--json"]),
     (
         &["eval"],

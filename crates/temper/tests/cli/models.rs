@@ -165,6 +165,17 @@ fn settings_without_effect_are_refused() {
 }
 
 #[test]
+fn the_machine_and_a_models_work_are_measured() {
+    let place = finished();
+    let output = place.command(&["bench", MODEL, "--dtype", "bf16", "--json"]).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    let work = report["work"].as_array().expect("a list");
+    assert!(report["f32_gflops"].as_f64() > Some(0.0) && report["read_gbytes"].as_f64() > Some(0.0), "{report}");
+    assert!(work.iter().any(|w| w["what"] == "in all" && w["gflops"].as_f64() > Some(0.0)), "{report}");
+}
+
+#[test]
 fn a_level_of_instructions_that_does_not_exist_is_refused() {
     let place = finished();
     let output =

@@ -64,12 +64,11 @@ fn strip_body<const FMA: bool>(rows: &[f32], width: usize, out: &mut [u32]) {
 fn panel_body<const FMA: bool>(rows: &[f32], width: usize, from: usize, out: &mut [u32]) {
     let lanes = LANES.min(width - from);
     let take = |row: &[f32]| {
-        let mut values = [0.0_f32; LANES];
-        match row.get(from..from + LANES) {
-            Some(whole) => values.copy_from_slice(whole),
-            None => values[..lanes].copy_from_slice(&row[from..]),
-        }
-        values
+        row[from..].first_chunk::<LANES>().copied().unwrap_or_else(|| {
+            let mut values = [0.0_f32; LANES];
+            values[..lanes].copy_from_slice(&row[from..]);
+            values
+        })
     };
     let mut lines = out.as_chunks_mut::<LANES>().0.iter_mut();
     for (rows, line) in rows.chunks(2 * width).zip(&mut lines) {
@@ -84,8 +83,13 @@ fn panel_body<const FMA: bool>(rows: &[f32], width: usize, from: usize, out: &mu
 
 /// From 8 lines of two panels of w, pairs of neighbours k, to 16 lines of pairs of neighbours n: line 2 p holds the even
 /// values of line p of both panels, line 2 p + 1 the odd ones.
-#[inline(always)]
-fn regroup_body<const FMA: bool>(first: &[u32], second: &[u32], out: &mut [u32; WORDS]) {
+fn regroup(isa: Isa, first: &[u32; WORDS / 2], second: &[u32; WORDS / 2], out: &mut [u32; WORDS]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        // SAFETY: the processor offers the level.
+        return unsafe { avx512::regroup(first, second, out) };
+    }
+    let _ = isa;
     for (i, panel) in [first, second].into_iter().enumerate() {
         for (line, to) in panel.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<{ 2 * LANES }>().0) {
             for j in 0..LANES / 2 {
@@ -97,13 +101,47 @@ fn regroup_body<const FMA: bool>(first: &[u32], second: &[u32], out: &mut [u32; 
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::{
+        _mm512_add_epi16, _mm512_loadu_si512, _mm512_permutex2var_epi16, _mm512_set1_epi16, _mm512_storeu_si512,
+    };
+
+    use super::{LANES, WORDS};
+
+    /// Halves of words: the lower ones of the first operand, then those of the second.
+    static EVEN: [u16; 2 * LANES] = {
+        let mut at = [0; 2 * LANES];
+        let mut l = 0;
+        while l < 2 * LANES {
+            at[l] = 2 * l as u16;
+            l += 1;
+        }
+        at
+    };
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn regroup(first: &[u32; WORDS / 2], second: &[u32; WORDS / 2], out: &mut [u32; WORDS]) {
+        // SAFETY: the array has 64 bytes.
+        let even = unsafe { _mm512_loadu_si512(EVEN.as_ptr().cast()) };
+        let odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+        let lines = first.as_chunks::<LANES>().0.iter().zip(second.as_chunks::<LANES>().0);
+        for ((a, b), to) in lines.zip(out.as_chunks_mut::<{ 2 * LANES }>().0) {
+            // SAFETY: lines have 64 bytes, and two fit `to`.
+            unsafe {
+                let (a, b) = (_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().cast()));
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutex2var_epi16(a, even, b));
+                _mm512_storeu_si512(to[LANES..].as_mut_ptr().cast(), _mm512_permutex2var_epi16(a, odd, b));
+            }
+        }
+    }
+}
+
 multiversion! {
     #[allow(dead_code)] // the level is always given
     fn strip(rows: &[f32], width: usize, out: &mut [u32]) = strip_body, strip_at;
     #[allow(dead_code)] // as above
     fn panel(rows: &[f32], width: usize, from: usize, out: &mut [u32]) = panel_body, panel_at;
-    #[allow(dead_code)] // as above
-    fn regroup(first: &[u32], second: &[u32], out: &mut [u32; WORDS]) = regroup_body, regroup_at;
 }
 
 /// Calls `task(i, part i of the words)` for `count` parts of `size` words each.
@@ -167,18 +205,14 @@ pub(crate) fn refresh(isa: Isa, w: &Panels, words: &mut [u32]) {
 
 /// Blocks `depth` of the reduction over n of panel `column` of the transpose of w: `[depth][16 pairs of n][16 columns of w]`.
 pub(super) fn transposed(isa: Isa, w: &Bf16Panels, depth: Range<usize>, column: usize, out: &mut [u32]) {
-    let none = [0; WORDS / 2];
     // Lines of panel i for columns 16 column .. 16 column + 16.
     let lines = |i: usize| {
-        if i * LANES < w.n() {
-            &w.words()[(2 * i * blocks(w.k()) + column) * WORDS / 2..][..WORDS / 2]
-        } else {
-            &none[..]
-        }
+        let words = w.words().get((2 * i * blocks(w.k()) + column) * WORDS / 2..).unwrap_or(&[]);
+        words.first_chunk::<{ WORDS / 2 }>().unwrap_or(&[0; WORDS / 2])
     };
     let mut pairs = [0; WORDS];
     for (block, out) in depth.zip(out.as_chunks_mut::<WORDS>().0) {
-        regroup_at(isa, lines(2 * block), lines(2 * block + 1), &mut pairs);
+        regroup(isa, lines(2 * block), lines(2 * block + 1), &mut pairs);
         transpose(isa, &pairs, out);
     }
 }
