@@ -60,7 +60,7 @@ mod weighting;
 
 pub use advantage::{
     Advantage, AdvantageState, GpgCount, GroupRewards, Round, RoundAdvantages, StepReward, Whiten, gae, is_constant,
-    returns_to_go, sample_std,
+    returns_to_go, sample_std, token_rewards,
 };
 pub use coefficients::{TriceCoefficients, feedback_advantages, trice_coefficients};
 pub use constraint::SampleConstraint;
@@ -69,7 +69,7 @@ pub use coupling::Coupling;
 pub use error::{Error, Problem};
 pub use group_shaper::{DownSampleRule, Fate, GroupShaper, Rollouts, fates};
 pub use kl::{KlEstimator, KlReward, KlTerm};
-pub use knob::{Curve, Knob, KnobState, Moving, Signal};
+pub use knob::{Curve, Knob, KnobState, Signal};
 pub use metrics::{PolicyMetrics, Sum};
 pub use needs::Needs;
 pub use objective::{EntropyBonus, KlPenalty, PolicyObjective, PolicyTerms};

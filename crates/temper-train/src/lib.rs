@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod context;
+pub mod critic;
 mod digest;
 mod error;
 pub mod eval;

@@ -41,6 +41,20 @@ pub const GROUPS_MISSING: &str = "groups/missing";
 pub const ROLLOUTS_LEFT_OUT: &str = "completions/left_out_ratio";
 /// Mean reward of the greedy completions, as scored; only where a part needs them.
 pub const REWARD_GREEDY: &str = "reward_greedy";
+/// Mean estimate of the KL to the reference over the round's sampled tokens, before `beta`; only with the KL in the reward.
+pub const REWARD_KL: &str = "reward_kl";
+/// Loss of the critic, mean over the round's optimiser steps; half the mean squared error where nothing is clipped. The metrics
+/// `value*` are there with a critic only.
+pub const VALUE_LOSS: &str = "value_loss";
+/// L2 norm of the critic's gradient before clipping.
+pub const VALUE_GRAD_NORM: &str = "value/grad_norm";
+/// Share of tokens at which the bound of the value loss cut the gradient.
+pub const VALUE_CLIP_RATIO: &str = "value/clip_ratio";
+/// Mean of the values that made the round's advantages.
+pub const VALUE_MEAN: &str = "value/mean";
+/// `1 - variance(return - value) / variance(return)` over the round's tokens, of the values that made its advantages: 1 where the
+/// critic knows the return, 0 where a constant would do as well. Left out where all returns are equal.
+pub const EXPLAINED_VARIANCE: &str = "value/explained_variance";
 /// Lower tracked quantile of the bundle scores; only with the advantage `risk`.
 pub const QUANTILE_LOW: &str = "risk/quantile_low";
 /// Upper tracked quantile of the bundle scores; only with the advantage `risk`.
@@ -70,6 +84,11 @@ pub const VIOLATED: &str = "constraint/violated";
 /// `loss/<kind>_2`.
 pub fn term_loss(kind: &str, nth: usize) -> String {
     if nth < 2 { format!("loss/{kind}") } else { format!("loss/{kind}_{nth}") }
+}
+
+/// Value of a moving setting in the step, by its path in the stage: `knob/objective.kl.beta`.
+pub fn knob(path: &str) -> String {
+    format!("knob/{path}")
 }
 
 /// Mean of one reward part, unweighted, over the step's completions: `rewards/<part>/mean`.

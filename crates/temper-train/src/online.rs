@@ -4,7 +4,9 @@
 //! optimiser step, run the micro-batches, update, log, checkpoint.
 
 mod pass;
+mod readings;
 mod update;
+mod value;
 
 use std::time::Instant;
 
@@ -14,6 +16,7 @@ use temper_env::Scorer;
 use temper_model::Model;
 
 use crate::context::{Context, Outcome};
+use crate::critic::Critic;
 use crate::error::Result;
 use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
@@ -22,10 +25,13 @@ use crate::rollout::{self, Group, RolloutLine, Sources};
 use crate::state::Progress;
 use crate::watch::Event;
 
-/// Runs the stage from where `progress` says. `reference` is there when the objective needs it.
+pub use readings::Readings;
+
+/// Runs the stage from where `progress` says. `critic` and `reference` are there when the objective needs them.
 pub fn run(
     ctx: &mut Context,
     learner: &mut Learner,
+    mut critic: Option<&mut Critic>,
     reference: Option<&Model>,
     stage: &OnlineStage,
     progress: &mut Progress,
@@ -37,29 +43,42 @@ pub fn run(
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
     while progress.step < stage.steps {
         let begun = Instant::now();
-        let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage, seed, context };
+        let knobs = stage.knobs.values(&progress.knobs, progress.step as u64, stage.steps as u64);
+        let now = &stage.knobs.fix(stage, &knobs);
+        let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage: now, seed, context };
         let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
-        rollout::advantages(stage, &mut groups, progress)?;
+        let kl = read(ctx, critic.as_deref(), reference, now, &mut groups)?;
+        rollout::advantages(now, &mut groups, progress)?;
+        readings::targets(now, &mut groups);
         let sampled: Vec<&Group> = groups.iter().chain(&replaced).collect();
         remember(ctx, progress.step, &sampled);
-        log_rollouts(ctx, stage, progress.step, &sampled)?;
+        log_rollouts(ctx, now, progress.step, &sampled)?;
 
         let mut metrics = Metrics::default();
-        let tokens = reward_metrics(stage, &sampled, &mut metrics);
-        group_metrics(stage, &groups, replaced.len(), progress, &mut metrics);
+        let tokens = reward_metrics(now, &sampled, &mut metrics);
+        group_metrics(now, &groups, replaced.len(), progress, &mut metrics);
         drop(sampled);
-        let trained: Vec<Group> = groups.into_iter().filter_map(Group::trained).collect();
-        let update = update::run(ctx, learner, reference, stage, &trained.iter().collect::<Vec<_>>(), progress)?;
+        let mut trained: Vec<Group> = groups.into_iter().filter_map(Group::trained).collect();
+        if let Some(model) = reference.filter(|_| now.objective.kl_reward.is_none()) {
+            readings::reference(ctx, model, now, &mut trained)?;
+        }
+        let update =
+            update::run(ctx, learner, critic.as_deref_mut(), now, &trained.iter().collect::<Vec<_>>(), progress)?;
 
         progress.step += 1;
         progress.num_tokens += tokens;
         metrics.set(names::NUM_TOKENS, progress.num_tokens as f64);
+        kl.iter().for_each(|kl| metrics.set(names::REWARD_KL, *kl));
         update.write(&mut metrics);
-        ctx.log_step(&stage.id, progress.step, stage.steps, &metrics, begun.elapsed(), tokens + update.tokens)?;
+        update.value.write(&trained, &mut metrics);
+        knobs.iter().for_each(|(path, value)| metrics.set(names::knob(path), *value));
+        stage.knobs.observe(&mut progress.knobs, update.kl().or(kl), update.entropy());
+        let computed = tokens + update.tokens + update.value.tokens;
+        ctx.log_step(&stage.id, progress.step, stage.steps, &metrics, begun.elapsed(), computed)?;
 
         let stop = ctx.stop_requested();
         if stop || progress.step == stage.steps || progress.step.is_multiple_of(stage.checkpoint_every) {
-            ctx.checkpoint(learner, progress)?;
+            ctx.checkpoint(learner, critic.as_deref(), progress)?;
             ctx.emit(&Event::Checkpoint { stage: &stage.id, step: progress.step });
         }
         if stop && progress.step < stage.steps {
@@ -67,6 +86,26 @@ pub fn run(
         }
     }
     Ok(Outcome::Done)
+}
+
+/// What reference and critic say of the samples before their advantages are made; returns the mean KL where it is in the reward.
+fn read(
+    ctx: &Context,
+    critic: Option<&Critic>,
+    reference: Option<&Model>,
+    stage: &OnlineStage,
+    groups: &mut [Group],
+) -> Result<Option<f64>> {
+    if let Some(critic) = critic {
+        readings::values(ctx, critic, stage, groups)?;
+    }
+    match (&stage.objective.kl_reward, reference) {
+        (Some(kl), Some(model)) => {
+            readings::reference(ctx, model, stage, groups)?;
+            Ok(readings::charge(kl, groups))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// What a round of sampling works with.

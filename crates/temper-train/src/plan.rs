@@ -56,7 +56,9 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
 /// Every local path and `hf:` name that a recipe reads, with the place that names it.
 pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
     let mut found = vec![];
-    for (role, spec) in [("policy", &recipe.model.policy), ("reference", &recipe.model.reference)] {
+    for (role, spec) in
+        [("policy", &recipe.model.policy), ("reference", &recipe.model.reference), ("critic", &recipe.model.critic)]
+    {
         found.extend(spec.iter().filter_map(|s| s.path.clone()).map(|p| (format!("model.{role}"), p)));
     }
     for stage in &recipe.stage {
@@ -225,6 +227,9 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     if reference {
         figures.push(("extra pass", "log-probabilities of the reference model".into()));
     }
+    if s.critic.is_some() {
+        figures.push(("extra passes", "the critic's values, and its own training".into()));
+    }
     let wider = match s.objective.coupling() {
         Coupling::Token => None,
         Coupling::Sequence => Some("sequences"),
@@ -235,14 +240,13 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         figures
             .push(("one more pass", format!("the policy forward, since the objective couples the tokens of {wider}")));
     }
+    // A critic has gradients and two moments of its own.
+    let models = 1 + usize::from(reference) + if s.critic.is_some() { 4 } else { 0 };
     // A group is never split, so the largest micro-batch holds at least one.
     let group = s.max_prompt_tokens + s.samples_per_prompt * s.sampling.max_tokens;
     let cached = s.max_batch.min(completions) * (s.max_prompt_tokens + s.sampling.max_tokens);
     StagePlan {
-        memory: known
-            .config
-            .as_ref()
-            .map(|c| memory(c, s.micro_tokens.max(group), s.recompute, cached, 1 + usize::from(reference))),
+        memory: known.config.as_ref().map(|c| memory(c, s.micro_tokens.max(group), s.recompute, cached, models)),
         ..simple(&s.id, "online", figures)
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use temper_algo::seed::SplitMix64;
-use temper_algo::{Fate, GroupRewards, Rollouts, ShapingInput, fates, split_seed};
+use temper_algo::{Fate, GroupRewards, Rollouts, ShapingInput, StepReward, fates, split_seed};
 use temper_data::{Tokenizer, encode_prompt};
 use temper_env::{Scorer, Task, TaskSet, Transcript, Verdict};
 use temper_model::{Completion, Engine, Model, Request, Stop};
@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::hub;
+use crate::online::Readings;
 use crate::recipe::{Generation, OnlineStage};
 use crate::sampling::{decode_stops, sampling};
 use crate::state::Progress;
@@ -39,6 +40,8 @@ pub struct Rollout {
     pub lost_mass: f64,
     /// What the rewards said.
     pub verdict: Option<Verdict>,
+    /// What reference and critic said.
+    pub read: Readings,
 }
 
 impl Rollout {
@@ -335,6 +338,7 @@ fn rollout(ctx: &Context, completion: Completion, rules: &Generation) -> Result<
         stop: completion.stop,
         text,
         verdict: None,
+        read: Readings::default(),
     })
 }
 
@@ -421,6 +425,8 @@ struct Counted {
     parts: Vec<Vec<f64>>,
     lengths: Vec<usize>,
     greedy: Option<f64>,
+    values: Vec<Vec<f64>>,
+    steps: Vec<Vec<StepReward>>,
 }
 
 impl Counted {
@@ -429,10 +435,12 @@ impl Counted {
         let (rows, lengths) = (group.parts(parts), group.lengths());
         Self {
             index,
-            rewards: members.iter().map(|i| group.shaped[*i]).collect(),
+            rewards: members.iter().map(|i| group.shaped[*i] - group.rollouts[*i].read.cost).collect(),
             parts: members.iter().map(|i| rows[*i].clone()).collect(),
             lengths: members.iter().map(|i| lengths[*i]).collect(),
             greedy: group.greedy.as_ref().map(Rollout::reward),
+            values: given(&members, |i| &group.rollouts[i].read.values),
+            steps: given(&members, |i| &group.rollouts[i].read.steps),
             members,
         }
     }
@@ -442,9 +450,17 @@ impl Counted {
             parts: &self.parts,
             lengths: &self.lengths,
             greedy: self.greedy,
+            values: &self.values,
+            steps: &self.steps,
             ..GroupRewards::new(&self.rewards)
         }
     }
+}
+
+/// One list a member; nothing where nobody has any.
+fn given<'a, T: Clone + 'a>(members: &[usize], of: impl Fn(usize) -> &'a Vec<T>) -> Vec<Vec<T>> {
+    let all: Vec<Vec<T>> = members.iter().map(|i| of(*i).clone()).collect();
+    if all.iter().all(Vec::is_empty) { vec![] } else { all }
 }
 
 /// One line of `rollouts.jsonl`.
@@ -510,6 +526,7 @@ mod tests {
             text: String::new(),
             lost_mass: 0.0,
             verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)] }),
+            read: Readings::default(),
         };
         let rollouts = [1.0, 0.0, 0.0, 0.0].map(rollout).to_vec();
         let adv = vec![vec![0.0]; 4];

@@ -6,6 +6,7 @@ use temper_data::History;
 use crate::error::{Error, Result};
 use crate::examples::Order;
 use crate::ledger::Ledger;
+use crate::recipe::KnobStates;
 
 /// Where a stage is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub struct Progress {
     /// What the advantage of an online stage remembers.
     #[serde(default)]
     pub advantage: temper_algo::AdvantageState,
+    /// What the stage's moving settings remember.
+    #[serde(default, skip_serializing_if = "KnobStates::is_empty")]
+    pub knobs: KnobStates,
 }
 
 impl Progress {

@@ -31,12 +31,14 @@ struct Scored {
 }
 
 impl Micro {
-    pub(super) fn new(groups: &[&Group], weights: &[Vec<f64>], logp_ref: Option<&[Vec<f64>]>) -> Result<Self> {
+    pub(super) fn new(groups: &[&Group], weights: &[Vec<f64>]) -> Result<Self> {
         let rollouts = || groups.iter().flat_map(|g| g.rollouts.iter().zip(&g.adv));
+        let adv: Vec<f64> = rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect();
+        let logp_ref: Vec<f64> = rollouts().flat_map(|(r, _)| r.read.logp_ref.iter().copied()).collect();
         let scored = Scored {
             logp_old: rollouts().flat_map(|(r, _)| r.logp_gen.iter().map(|&x| f64::from(x))).collect(),
-            logp_ref: logp_ref.map(<[std::vec::Vec<f64>]>::concat),
-            adv: rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect(),
+            logp_ref: Some(logp_ref).filter(|l| l.len() == adv.len()),
+            adv,
             success: groups.iter().flat_map(|g| std::iter::repeat_n(g.success, g.scored())).collect(),
             weight: weights.concat(),
             sequences: rollouts().map(|(r, _)| r.tokens.len()).collect(),

@@ -9,7 +9,10 @@ use temper_algo::{
 use temper_env::{RewardPart, TaskSource};
 
 use super::input::Input;
-use super::parts::{Batch, Clip, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape};
+use super::knobs::Knobs;
+use super::parts::{
+    Batch, Clip, CriticStage, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape, clip_norm,
+};
 use crate::transform::Transform;
 
 /// One stage of a run.
@@ -38,6 +41,24 @@ impl Stage {
             Self::Offline(s) => &s.id,
             Self::Online(s) => &s.id,
             Self::Evaluate(s) => &s.id,
+        }
+    }
+
+    /// Its moving settings, where it trains.
+    pub fn knobs(&self) -> Option<&Knobs> {
+        match self {
+            Self::Offline(s) => Some(&s.knobs),
+            Self::Online(s) => Some(&s.knobs),
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
+        }
+    }
+
+    /// The same, to be set.
+    pub(super) fn knobs_mut(&mut self) -> Option<&mut Knobs> {
+        match self {
+            Self::Offline(s) => Some(&mut s.knobs),
+            Self::Online(s) => Some(&mut s.knobs),
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
         }
     }
 
@@ -174,6 +195,9 @@ pub struct OfflineStage {
     /// Optimiser steps between checkpoints (default 100).
     #[serde(default = "checkpoint_every")]
     pub checkpoint_every: usize,
+    /// Settings that move, of which the fields hold the first value.
+    #[serde(skip)]
+    pub knobs: Knobs,
 }
 
 impl OfflineStage {
@@ -242,6 +266,9 @@ pub struct OnlineStage {
     /// Largest gradient norm (default 1; 0 switches clipping off).
     #[serde(default = "clip_norm")]
     pub clip_norm: Clip,
+    /// How the critic is trained; for advantages that read values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critic: Option<CriticStage>,
     /// Most tokens in memory at once in training; a group is never split (default 1024).
     #[serde(default = "micro_tokens")]
     pub micro_tokens: usize,
@@ -257,6 +284,9 @@ pub struct OnlineStage {
     /// Rounds between the completions kept in `rollouts.jsonl`; the first and the last round always are (default 10).
     #[serde(default = "log_every")]
     pub log_rollouts_every: usize,
+    /// Settings that move, of which the fields hold the first value.
+    #[serde(skip)]
+    pub knobs: Knobs,
 }
 
 impl OnlineStage {
@@ -300,9 +330,6 @@ fn drop_constant() -> Vec<GroupShaper> {
     vec![GroupShaper::DropConstant { refill: 0 }]
 }
 fn share() -> f64 {
-    1.0
-}
-fn clip_norm() -> f64 {
     1.0
 }
 fn micro_tokens() -> usize {

@@ -1,0 +1,90 @@
+//! What other models say of a round's completions before anything is trained, and what follows for the rewards: log-probabilities of
+//! the reference and the cost of the KL, the critic's values and what it has to learn.
+
+use temper_algo::{KlReward, StepReward, token_rewards};
+use temper_model::{Batch, Model};
+use temper_tensor::HeadSpec;
+
+use super::pass::group_batch;
+use crate::context::Context;
+use crate::critic::Critic;
+use crate::error::Result;
+use crate::offline::micro_batches;
+use crate::recipe::OnlineStage;
+use crate::rollout::Group;
+
+/// What was read of one completion of T tokens.
+#[derive(Debug, Clone, Default)]
+pub struct Readings {
+    /// Log-probabilities under the reference `[T]`; empty where they were not read.
+    pub logp_ref: Vec<f64>,
+    /// The critic's values of the states before each token `[T]`; empty without a critic.
+    pub values: Vec<f64>,
+    /// What the critic learns to predict there `[T]`; empty without a critic.
+    pub ret: Vec<f64>,
+    /// What the KL takes off the total reward.
+    pub cost: f64,
+    /// Rewards inside the completion, beside the total reward.
+    pub steps: Vec<StepReward>,
+}
+
+/// Reads the log-probabilities under the reference, at the sampling temperature, of all groups that are trained on.
+pub(super) fn reference(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &mut [Group]) -> Result<()> {
+    let spec = HeadSpec { temperature: stage.sampling.temperature, ..HeadSpec::default() };
+    let read = |batch: &Batch| {
+        let terms = model.terms(ctx.ops(), batch, &spec)?;
+        Ok(terms.logp.into_iter().map(f64::from).collect())
+    };
+    each(stage, groups, &read, |readings, logp| readings.logp_ref = logp)
+}
+
+/// Reads the critic's values of all groups that are trained on.
+pub(super) fn values(ctx: &Context, critic: &Critic, stage: &OnlineStage, groups: &mut [Group]) -> Result<()> {
+    each(stage, groups, &|batch| critic.values(ctx.ops(), batch), |readings, values| readings.values = values)
+}
+
+/// One number a token of every completion of the groups that are not dropped, in batches of bounded size.
+fn each(
+    stage: &OnlineStage,
+    groups: &mut [Group],
+    read: &dyn Fn(&Batch) -> Result<Vec<f64>>,
+    put: impl Fn(&mut Readings, Vec<f64>),
+) -> Result<()> {
+    let mut groups: Vec<&mut Group> = groups.iter_mut().filter(|g| !g.dropped()).collect();
+    for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
+        let batch = group_batch(&groups[part.clone()].iter().map(|g| &**g).collect::<Vec<_>>())?;
+        let mut numbers = read(&batch)?.into_iter();
+        for rollout in groups[part].iter_mut().flat_map(|g| &mut g.rollouts) {
+            put(&mut rollout.read, numbers.by_ref().take(rollout.tokens.len()).collect());
+        }
+    }
+    Ok(())
+}
+
+/// Takes the KL to the reference off the rewards; returns its mean estimate over all tokens, nothing of none.
+pub(super) fn charge(kl: &KlReward, groups: &mut [Group]) -> Option<f64> {
+    let (mut sum, mut count) = (0.0, 0);
+    for rollout in groups.iter_mut().filter(|g| !g.dropped()).flat_map(|g| &mut g.rollouts) {
+        let logp: Vec<f64> = rollout.logp_gen.iter().map(|&x| f64::from(x)).collect();
+        let estimates = kl.estimates(&logp, &rollout.read.logp_ref);
+        sum += estimates.iter().sum::<f64>();
+        count += estimates.len();
+        let (cost, tokens) = kl.costs(&estimates);
+        rollout.read.cost = cost;
+        rollout.read.steps.extend(tokens.iter().enumerate().map(|(end, cost)| StepReward { end, reward: -cost }));
+    }
+    (count > 0).then(|| sum / count as f64)
+}
+
+/// What the critic has to learn of every completion whose values were read.
+pub(super) fn targets(stage: &OnlineStage, groups: &mut [Group]) {
+    for group in groups.iter_mut().filter(|g| !g.dropped()) {
+        for (rollout, shaped) in group.rollouts.iter_mut().zip(&group.shaped) {
+            let (read, length) = (&mut rollout.read, rollout.tokens.len());
+            if read.values.len() == length {
+                let rewards = token_rewards(shaped - read.cost, length, &read.steps);
+                read.ret = stage.objective.advantage.value_targets(&rewards, &read.values);
+            }
+        }
+    }
+}
