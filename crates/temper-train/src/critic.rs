@@ -59,3 +59,92 @@ impl Critic {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use temper_model::Config;
+    use temper_tensor::Cpu;
+
+    use super::*;
+
+    /// A critic whose head is not zero, with and without an own language head, and a batch of two groups.
+    fn example(tied: bool) -> (Critic, Batch) {
+        let config = Config {
+            num_key_value_heads: 1,
+            tie_word_embeddings: tied,
+            initializer_range: 0.2,
+            ..Config::llama(31, 24, 2, 2)
+        };
+        let ops = Cpu::new();
+        let mut critic = Critic::new(&ops, Model::init(&ops, &config, 5).unwrap()).unwrap();
+        let head: Vec<f32> = (0..24).map(|i| 0.3 * (1.7 * i as f32).sin()).collect();
+        critic.learner.model.params.set_values(&ops, critic.head, &head).unwrap();
+        let batch = Batch::groups(&[(&[3, 4, 5], vec![&[6, 7], &[8, 9, 1]]), (&[2], vec![&[30]])]).unwrap();
+        (critic, batch)
+    }
+
+    fn gradient(critic: &mut Critic, batch: &Batch, recompute: bool, slopes: &[f64]) -> Vec<(ParamId, Vec<f32>)> {
+        let ops = Cpu::new();
+        critic.accumulate(&ops, batch, recompute, &mut |_| slopes.to_vec()).unwrap();
+        let found = critic.learner.grads.iter().map(|(id, g)| (id, g.values(&ops).unwrap())).collect();
+        critic.learner.grads.zero(&ops).unwrap();
+        found
+    }
+
+    #[test]
+    fn a_new_critic_values_everything_at_zero() {
+        let ops = Cpu::new();
+        let model = Model::init(&ops, &Config::llama(31, 24, 1, 2), 5).unwrap();
+        let (_, batch) = example(true);
+        assert_eq!(Critic::new(&ops, model).unwrap().values(&ops, &batch).unwrap(), [0.0; 6]);
+    }
+
+    #[test]
+    fn values_are_those_of_training_and_of_a_group_alone() {
+        let (mut critic, batch) = example(true);
+        let ops = Cpu::new();
+        let values = critic.values(&ops, &batch).unwrap();
+        let mut seen = vec![];
+        critic
+            .accumulate(&ops, &batch, false, &mut |now| {
+                seen = now.to_vec();
+                vec![0.0; now.len()]
+            })
+            .unwrap();
+        assert_eq!(seen, values);
+        let alone = Batch::groups(&[(&[3, 4, 5], vec![&[8, 9, 1]])]).unwrap();
+        assert_eq!(critic.values(&ops, &alone).unwrap(), values[2..5]);
+        // The state before the first token of both completions is the prompt.
+        assert_eq!(values[0], values[2]);
+    }
+
+    /// d(sum c_m v_m)/d(parameter) against central differences, over every parameter of the body and the head.
+    #[test]
+    fn the_gradient_agrees_with_finite_differences() {
+        let (mut critic, batch) = example(false);
+        let ops = Cpu::new();
+        let slopes = [0.5, -1.0, 0.25, 2.0, -0.75, 1.5];
+        let found = gradient(&mut critic, &batch, false, &slopes);
+        assert_eq!(found, gradient(&mut critic, &batch, true, &slopes), "recomputing changes no bit");
+        let loss =
+            |critic: &Critic| critic.values(&ops, &batch).unwrap().iter().zip(slopes).map(|(v, c)| v * c).sum::<f64>();
+        assert!(found.len() > 15, "the language head has no gradient, everything else has");
+        for (id, gradient) in found {
+            let values = critic.learner.model.params.values(&ops, id).unwrap();
+            let at = (0..gradient.len()).max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs())).unwrap();
+            let mut moved = |by: f32| {
+                let mut values = values.clone();
+                values[at] += by;
+                critic.learner.model.params.set_values(&ops, id, &values).unwrap();
+                let loss = loss(&critic);
+                critic.learner.model.params.set_values(&ops, id, &values).unwrap();
+                loss
+            };
+            let numeric = (moved(2e-3) - moved(-2e-3)) / 4e-3;
+            moved(0.0);
+            let name = &critic.learner.model.params.get(id).name;
+            let got = f64::from(gradient[at]);
+            assert!((got - numeric).abs() < 5e-3 * numeric.abs().max(0.1), "{name}: {got} {numeric}");
+        }
+    }
+}
