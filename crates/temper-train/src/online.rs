@@ -48,6 +48,7 @@ pub fn run(
         let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage: now, seed, context };
         let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
         let kl = read(ctx, critic.as_deref(), reference, now, &mut groups)?;
+        readings::finite(&groups)?;
         rollout::advantages(now, &mut groups, progress)?;
         readings::targets(now, &mut groups);
         let sampled: Vec<&Group> = groups.iter().chain(&replaced).collect();

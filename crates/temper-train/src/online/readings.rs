@@ -8,7 +8,7 @@ use temper_tensor::HeadSpec;
 use super::pass::group_batch;
 use crate::context::Context;
 use crate::critic::Critic;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::offline::micro_batches;
 use crate::recipe::OnlineStage;
 use crate::rollout::Group;
@@ -61,6 +61,26 @@ fn each(
     Ok(())
 }
 
+/// Rewards that are numbers.
+///
+/// # Errors
+/// The first that is none, by its task and its part.
+pub(super) fn finite(groups: &[Group]) -> Result<()> {
+    for group in groups {
+        for (rollout, shaped) in group.rollouts.iter().zip(&group.shaped) {
+            let parts = rollout.verdict.iter().flat_map(|v| v.parts()).map(|(name, value)| (name.as_str(), *value));
+            let after = [("after shaping", *shaped), ("less the KL to the reference", shaped - rollout.read.cost)];
+            if let Some((name, value)) = parts.chain(after).find(|(_, value)| !value.is_finite()) {
+                return Err(Error::user(
+                    format!("the reward of task `{}` is {value}: `{name}`", group.task.id),
+                    "look at this part of `rewards`, or at `shaping` and `kl_reward` where the parts are numbers",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Takes the KL to the reference off the rewards; returns its mean estimate over all tokens, nothing of none.
 pub(super) fn charge(kl: &KlReward, groups: &mut [Group]) -> Option<f64> {
     let (mut sum, mut count) = (0.0, 0);
@@ -86,5 +106,67 @@ pub(super) fn targets(stage: &OnlineStage, groups: &mut [Group]) {
                 read.ret = stage.objective.advantage.value_targets(&rewards, &read.values);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use temper_env::Verdict;
+    use temper_model::Stop;
+
+    use super::*;
+    use crate::rollout::Rollout;
+
+    fn group(reward: f64, shaped: f64, cost: f64) -> Group {
+        let world = r#"{"kind":"tiny_world","families":["copying"],"levels":[1],"split":"train"}"#;
+        let task = serde_json::from_str::<temper_env::TaskSource>(world).unwrap().open(0).unwrap().get(0).unwrap();
+        let rollout = Rollout {
+            tokens: vec![1, 2],
+            logp_gen: vec![-1.0, -2.0],
+            stop: Stop::Eos,
+            text: String::new(),
+            lost_mass: 0.0,
+            verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)] }),
+            read: Readings { cost, ..Readings::default() },
+        };
+        Group {
+            task,
+            prompt: vec![1],
+            rollouts: vec![rollout],
+            success: 0.0,
+            greedy: None,
+            shaped: vec![shaped],
+            fates: vec![temper_algo::Fate::Kept],
+            adv: vec![],
+        }
+    }
+
+    #[test]
+    fn a_reward_that_is_no_number_is_named() {
+        finite(&[group(1.0, 0.5, 0.1)]).unwrap();
+        for (bad, word) in [
+            (group(f64::NAN, 0.0, 0.0), "`correct`"),
+            (group(1.0, f64::INFINITY, 0.0), "after shaping"),
+            (group(1.0, 1.0, f64::NAN), "KL"),
+        ] {
+            let text = finite(&[group(1.0, 1.0, 0.0), bad]).unwrap_err().to_string();
+            assert!(text.contains(word) && text.contains("copying/L1/train"), "{text}");
+        }
+    }
+
+    /// Estimates 1 and -0.5 at beta 0.2, by sequence and by token.
+    #[test]
+    fn the_kl_is_charged_once() {
+        let mut groups = [group(1.0, 1.0, 0.0)];
+        groups[0].rollouts[0].read.logp_ref = vec![-2.0, -1.5];
+        let kl =
+            KlReward { estimator: temper_algo::KlEstimator::K1 {}, beta: 0.2, level: temper_algo::Level::Sequence };
+        assert_eq!(charge(&kl, &mut groups), Some(0.25));
+        assert!((groups[0].rollouts[0].read.cost - 0.1).abs() < 1e-15 && groups[0].rollouts[0].read.steps.is_empty());
+        charge(&KlReward { level: temper_algo::Level::Token, ..kl }, &mut groups);
+        let read = &groups[0].rollouts[0].read;
+        let step = |end, reward| StepReward { end, reward };
+        assert_eq!((read.cost, &read.steps), (0.0, &vec![step(0, -0.2), step(1, 0.1)]));
+        assert_eq!(charge(&kl, &mut []), None);
     }
 }

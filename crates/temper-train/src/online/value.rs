@@ -78,7 +78,9 @@ impl ValueUpdate {
         metrics.set(names::VALUE_MEAN, values.mean().unwrap_or(0.0));
         let ret: Running = read().flat_map(|r| r.ret.iter().copied()).collect();
         let rest: Running = read().flat_map(|r| r.ret.iter().zip(&r.values).map(|(ret, v)| ret - v)).collect();
-        if let (Some(of), Some(rest)) = (ret.std().filter(|s| *s > 0.0), rest.std()) {
+        // Equal returns differ by rounding.
+        let differs = |std: &f64| *std > 1e-9 * ret.mean().unwrap_or(0.0).abs().max(1.0);
+        if let (Some(of), Some(rest)) = (ret.std().filter(differs), rest.std()) {
             metrics.set(names::EXPLAINED_VARIANCE, 1.0 - (rest / of).powi(2));
         }
     }

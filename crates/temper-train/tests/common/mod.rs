@@ -1,6 +1,6 @@
 //! A very small run for tests of the rollout side: a byte tokenizer, a random model of two blocks, a few steps of SFT, and rounds
 //! of GRPO with a reward on which even a random model's groups differ.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
 
 use std::fs;
 use std::path::Path;
