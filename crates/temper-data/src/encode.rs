@@ -174,6 +174,28 @@ pub fn encode_prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<
     prompt_of(tokenizer, &Conversation::new(messages.to_vec()))
 }
 
+/// The tokens that the model would have to write after [`encode_prompt`] of these messages to say `answer`, its end-of-turn
+/// marker included. `None` where the chat template writes the messages or the answer differently once they are history.
+///
+/// # Errors
+/// What [`encode`] drops examples for.
+pub fn encode_answer(tokenizer: &Tokenizer, messages: &[Message], answer: &str) -> Result<Option<Vec<u32>>, Cause> {
+    let prompt = encode_prompt(tokenizer, messages).map_err(unrenderable)?;
+    let whole = match encode_chat(tokenizer, &answered(messages, answer)?, MaskPolicy::Response) {
+        Err(Cause::RewrittenHistory) => return Ok(None),
+        whole => whole?,
+    };
+    let end = whole.weights.iter().rposition(|weight| *weight > 0.0).map_or(0, |last| last + 1);
+    let mut tokens = match whole.ids[..end].strip_prefix(prompt.as_slice()) {
+        Some(tokens) if !tokens.is_empty() => tokens.to_vec(),
+        _ => return Ok(None),
+    };
+    if whole.endless_turns > 0 {
+        tokens.extend(tokenizer.eos_ids().first());
+    }
+    Ok(Some(tokens))
+}
+
 /// The tokens that generation starts from for an example: everything before the model's last turn, the prompt of a
 /// prompt-completion pair, or a whole text.
 pub fn encode_example_prompt(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<u32>, Error> {

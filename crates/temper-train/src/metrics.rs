@@ -39,6 +39,14 @@ pub const GROUPS_MISSING: &str = "groups/missing";
 /// Share of the sampled completions of groups that are trained on which are themselves left out (cut off, or not chosen by a
 /// down-sampling rule); only where a recipe leaves out single completions.
 pub const ROLLOUTS_LEFT_OUT: &str = "completions/left_out_ratio";
+/// Share of the round's groups that got a member from elsewhere (`inject`).
+pub const GROUPS_INJECTED: &str = "groups/injected_ratio";
+/// Tasks for which a right answer is stored (`inject` from `stored`).
+pub const STORED_ANSWERS: &str = "groups/stored_answers";
+/// Share of the round's completions that a budget in stages did not sample (`budget`).
+pub const BUDGET_SAVED: &str = "completions/saved_ratio";
+/// Share of the units that the step was drawn from which are in it (`redraw`).
+pub const REDRAWN: &str = "completions/redrawn_ratio";
 /// Mean reward of the greedy completions, as scored; only where a part needs them.
 pub const REWARD_GREEDY: &str = "reward_greedy";
 /// Lower tracked quantile of the bundle scores; only with the advantage `risk`.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use temper_algo::Coupling;
+use temper_algo::group_reuse::{InjectFrom, InjectWhen};
 use temper_data::{Encoded, Tokenizer};
 use temper_model::Config;
 
@@ -212,6 +213,21 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     ];
     if greedy > 0 {
         figures.push(("greedy completions", format!("{greedy} more a round, for the baseline")));
+    }
+    if let Some(budget) = s.budget {
+        let what = format!("{} samples at a time, until one is right", budget.stage);
+        figures.push(("in stages", what));
+    }
+    if let Some(inject) = &s.inject {
+        let what = match inject.from {
+            InjectFrom::Demonstration => "a demonstration",
+            InjectFrom::Stored => "an earlier right answer",
+        };
+        let when = match inject.when {
+            InjectWhen::AllWrong => "to groups without a right answer",
+            InjectWhen::Always => "to every group",
+        };
+        figures.push(("added", format!("{what} {when}; its log-probabilities take a forward pass over it")));
     }
     if times > 1 {
         figures.push(("refilling", format!("dropped groups are sampled anew, at most {} times a round", s.refill())));

@@ -6,6 +6,7 @@ use temper_data::History;
 use crate::error::{Error, Result};
 use crate::examples::Order;
 use crate::ledger::Ledger;
+use crate::rollout::Answers;
 
 /// Where a stage is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub struct Progress {
     /// What the advantage of an online stage remembers.
     #[serde(default)]
     pub advantage: temper_algo::AdvantageState,
+    /// Right answers of an online stage that stores them.
+    #[serde(default, skip_serializing_if = "Answers::is_empty")]
+    pub answers: Answers,
 }
 
 impl Progress {

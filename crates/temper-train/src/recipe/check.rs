@@ -1,7 +1,10 @@
 //! Everything that can be wrong with a recipe before a weight is loaded, reported together.
 
+mod members;
+
 use std::collections::BTreeSet;
 
+use temper_algo::group_reuse::InjectFrom;
 use temper_algo::{GroupShaper, Needs, Schedule, Warmup, Weighting};
 use temper_env::TaskSource;
 
@@ -401,7 +404,10 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     for task in &s.tasks {
         found.tasks(at, &task.source);
-        found.no_demonstrations(at, &task.source);
+        let shown = s.inject.as_ref().is_some_and(|i| i.from == InjectFrom::Demonstration);
+        if !shown {
+            found.no_demonstrations(at, &task.source);
+        }
     }
     let names: BTreeSet<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
     if names.len() < s.rewards.len() {
@@ -433,6 +439,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
         found.positive(at, name, value);
     }
     group_problems(at, s, found);
+    members::problems(at, s, found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,
@@ -445,13 +452,6 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
             at,
             "the `kl` term needs a reference model",
             "add `[model.reference]` with `policy_at = \"stage_start\"` or a `path`",
-        );
-    }
-    if s.objective.needs().contains(Needs::LOGP_GEN) {
-        found.error(
-            at,
-            "the `correction` compares log-probabilities as sampled with those before the update, and here they are the same numbers",
-            "remove `correction`: sampler and trainer agree bit for bit, and every step trains on its own samples",
         );
     }
     generation_problems(at, &s.sampling, found);

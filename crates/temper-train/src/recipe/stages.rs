@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use temper_algo::group_reuse::{Inject, InjectFrom, Redraw, StagedBudget};
 use temper_algo::{
     GroupShaper, Needs, PolicyObjective, RewardShaping, SampleConstraint, Schedule, SupervisedObjective,
     TokenObjective, WeightedTerm, Weighting,
@@ -228,6 +229,15 @@ pub struct OnlineStage {
     /// equal are left out; `[]` trains on everything).
     #[serde(default = "drop_constant")]
     pub group: Vec<GroupShaper>,
+    /// Sample in stages, and no more once a completion is right (default: all `samples_per_prompt` at once).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<StagedBudget>,
+    /// A member of the group that the policy did not sample in this round (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inject: Option<Inject>,
+    /// Draw the step anew from the round's completions, by their advantages (default: each of them once).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redraw: Option<Redraw>,
     /// Passes over a round's completions (default 1).
     #[serde(default = "inner_epochs")]
     pub inner_epochs: usize,
@@ -270,9 +280,15 @@ impl OnlineStage {
         self.group.iter().map(|g| g.refill()).max().unwrap_or(0)
     }
 
-    /// Completions of a prompt that its advantages are computed from, at most.
+    /// The setting that makes the stage store right answers, where there is one.
+    pub fn stores(&self) -> Option<&Inject> {
+        self.inject.as_ref().filter(|inject| inject.from == InjectFrom::Stored)
+    }
+
+    /// Completions of a prompt that its advantages are computed from: how many there are at least.
     pub fn counted_samples(&self) -> usize {
-        self.group.iter().fold(self.samples_per_prompt, |n, g| match g {
+        let fewest = self.budget.map_or(self.samples_per_prompt, |b| b.stage as usize);
+        self.group.iter().fold(fewest, |n, g| match g {
             GroupShaper::DownSample { keep, counts: false, .. } => n.min(*keep as usize),
             GroupShaper::DownSample { .. } | GroupShaper::MaskTruncated { .. } | GroupShaper::DropConstant { .. } => n,
         })

@@ -1,0 +1,56 @@
+//! Members that the policy did not sample, budgets in stages, and steps that are drawn anew.
+
+use temper_algo::group_reuse::{InjectFrom, InjectWhen};
+use temper_algo::{Advantage, Needs};
+use temper_env::TaskSource;
+
+use super::Found;
+use crate::recipe::OnlineStage;
+
+/// What goes beyond G completions of each prompt that all count once.
+pub(super) fn problems(at: &str, s: &OnlineStage, found: &mut Found) {
+    let names: Vec<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
+    found.parts(at, "inject", s.inject.iter().flat_map(|i| i.check(&names)).collect());
+    found.parts(at, "budget", s.budget.iter().flat_map(|b| b.check(s.samples_per_prompt)).collect());
+    let uneven = s.budget.is_some() || s.inject.is_some();
+    if uneven && matches!(s.objective.advantage, Advantage::Risk { .. }) {
+        found.error(
+            at,
+            "the advantage `risk` adds up the first, second, .. rollouts of several prompts, which here differ in number",
+            "remove `budget` and `inject`, or compare within the group",
+        );
+    }
+    if let Some(inject) = &s.inject {
+        let endless = |source: &TaskSource| matches!(source, TaskSource::TinyWorld(world) if world.n.is_none());
+        if inject.from == InjectFrom::Stored && s.tasks.iter().all(|t| endless(&t.source)) {
+            found.error(
+                at,
+                "`inject` takes right answers of earlier rounds, and no task of an endless source comes twice",
+                "give the task source an `n`, or set inject.from = \"demonstration\"",
+            );
+        }
+        if inject.from == InjectFrom::Stored && inject.when == InjectWhen::Always {
+            found.warn(
+                at,
+                "an earlier right answer is added to groups that have a right one by themselves",
+                "set inject.when = \"all_wrong\"",
+            );
+        }
+    }
+    correction(at, s, found);
+    if s.redraw.is_some() && !s.objective.surrogate.uses_adv() {
+        found.error(at, "`redraw` draws by advantages, and the surrogate reads none", "remove `redraw`");
+    }
+}
+
+/// A correction compares two policies; that of a round's own samples is one.
+fn correction(at: &str, s: &OnlineStage, found: &mut Found) {
+    if s.objective.needs().contains(Needs::LOGP_GEN) && s.stores().is_none() {
+        found.error(
+            at,
+            "the `correction` compares log-probabilities as sampled with those before the update, and here they are the same numbers",
+            "remove `correction`: sampler and trainer agree bit for bit, and every step trains on its own samples (not so with \
+             answers of earlier rounds: inject.from = \"stored\")",
+        );
+    }
+}
