@@ -122,7 +122,8 @@ impl StagedBudget {
     pub fn check(self, most: usize) -> Vec<Problem> {
         let mut problems = vec![];
         if self.stage == 0 || self.stage as usize >= most {
-            let message = format!("stage is {}, expected 1 to {} of {most} samples", self.stage, most.saturating_sub(1));
+            let message =
+                format!("stage is {}, expected 1 to {} of {most} samples", self.stage, most.saturating_sub(1));
             problems.push(Problem::new("stage", message, "a stage is a part of `samples_per_prompt`"));
         }
         if !self.threshold.is_finite() {

@@ -171,10 +171,10 @@ impl Group {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::OnlineStage;
 
     /// NFT's share of right answers is of everything that was sampled, whatever is trained on afterwards.
     #[test]

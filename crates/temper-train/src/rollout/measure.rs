@@ -18,8 +18,7 @@ pub fn rewards(stage: &OnlineStage, groups: &[&Group], metrics: &mut Metrics) ->
         rollouts().for_each(|r| all.push(value(r)));
         all
     };
-    let share =
-        |value: &dyn Fn(&Rollout) -> bool| collect(&|r| f64::from(u8::from(value(r)))).mean().unwrap_or(0.0);
+    let share = |value: &dyn Fn(&Rollout) -> bool| collect(&|r| f64::from(u8::from(value(r)))).mean().unwrap_or(0.0);
     let reward = collect(&|r| r.reward());
     let stds: Vec<f64> = groups.iter().map(|g| sample_std(&g.rewards())).collect();
     let constant = groups.iter().filter(|g| is_constant(&g.rewards())).count();

@@ -38,7 +38,9 @@ fn shaped(stage: &OnlineStage, group: &Group, step: u64, seed: u64) -> Result<Ve
         draws: &draws,
         step,
     };
-    stage.shaping.iter().try_fold(group.rollouts.iter().map(Rollout::reward).collect(), |rewards: Vec<f64>, s| Ok(s.apply(&rewards, &input)?))
+    stage.shaping.iter().try_fold(group.rollouts.iter().map(Rollout::reward).collect(), |rewards: Vec<f64>, s| {
+        Ok(s.apply(&rewards, &input)?)
+    })
 }
 
 /// Once a rollout does as well as a member that was not sampled here, the member's reward is the mean of the rollouts.
