@@ -43,6 +43,10 @@ pub const ROLLOUTS_LEFT_OUT: &str = "completions/left_out_ratio";
 pub const GROUPS_INJECTED: &str = "groups/injected_ratio";
 /// Tasks for which a right answer is stored (`inject` from `stored`).
 pub const STORED_ANSWERS: &str = "groups/stored_answers";
+/// Right rollouts in the episodic memory (shaping `episodic`).
+pub const MEMORY_RIGHT: &str = "memory/right";
+/// Wrong rollouts in the episodic memory (shaping `episodic`).
+pub const MEMORY_WRONG: &str = "memory/wrong";
 /// Share of the round's completions that a budget in stages did not sample (`budget`).
 pub const BUDGET_SAVED: &str = "completions/saved_ratio";
 /// Share of the units that the step was drawn from which are in it (`redraw`).

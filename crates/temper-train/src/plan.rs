@@ -229,6 +229,9 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         };
         figures.push(("added", format!("{what} {when}; its log-probabilities take a forward pass over it")));
     }
+    if s.episodic().is_some() {
+        figures.push(("extra pass", "the policy's hidden rows of every completion, for the episodic memory".into()));
+    }
     if times > 1 {
         figures.push(("refilling", format!("dropped groups are sampled anew, at most {} times a round", s.refill())));
     }

@@ -4,6 +4,7 @@ mod draw;
 mod inject;
 mod line;
 pub mod measure;
+mod memory;
 mod round;
 mod sample;
 mod shape;
@@ -55,6 +56,10 @@ pub struct Rollout {
     pub logp_old: Option<Vec<f32>>,
     /// Where the tokens come from.
     pub origin: Origin,
+    /// What the policy makes of the completion, `[C]`; empty unless an episodic memory asks for it.
+    pub embedding: Vec<f32>,
+    /// What an episodic memory adds to the reward.
+    pub intrinsic: f64,
     /// Example weight: how often it counts in the step.
     pub weight: f64,
     /// Why sampling ended.
@@ -75,6 +80,10 @@ impl Rollout {
     /// The weighted reward.
     pub fn reward(&self) -> f64 {
         self.verdict.as_ref().map_or(0.0, Verdict::reward)
+    }
+    /// The answer as the verifier reads it.
+    pub fn said(&self) -> Option<&str> {
+        self.verdict.as_ref().and_then(Verdict::said)
     }
     /// Reward part `k`, unweighted.
     pub fn part(&self, k: usize) -> f64 {
@@ -197,11 +206,13 @@ mod tests {
             logp_gen: vec![-1.0],
             logp_old: None,
             origin: Origin::Sampled,
+            embedding: vec![],
+            intrinsic: 0.0,
             weight: 1.0,
             stop: Stop::Eos,
             text: String::new(),
             lost_mass: 0.0,
-            verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)] }),
+            verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)], said: None }),
         };
         let rollouts = [1.0, 0.0, 0.0, 0.0].map(rollout).to_vec();
         let adv = vec![vec![0.0]; 4];

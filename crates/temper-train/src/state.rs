@@ -41,6 +41,9 @@ pub struct Progress {
     /// Right answers of an online stage that stores them.
     #[serde(default, skip_serializing_if = "Answers::is_empty")]
     pub answers: Answers,
+    /// The episodic memory of an online stage that has one.
+    #[serde(default, skip_serializing_if = "temper_algo::Memory::is_empty")]
+    pub memory: temper_algo::Memory,
 }
 
 impl Progress {

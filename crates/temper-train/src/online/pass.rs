@@ -92,7 +92,6 @@ impl Scored {
             weight: &self.weight[at],
             sequences: if whole { &self.sequences } else { &[] },
             groups: if whole { &self.groups } else { &[] },
-            ..Rows::EMPTY
         })
     }
 }

@@ -5,7 +5,7 @@ mod members;
 use std::collections::BTreeSet;
 
 use temper_algo::group_reuse::InjectFrom;
-use temper_algo::{GroupShaper, Needs, Schedule, Warmup, Weighting};
+use temper_algo::{GroupShaper, Needs, RewardShaping, Schedule, Warmup, Weighting};
 use temper_env::TaskSource;
 
 use super::{
@@ -415,7 +415,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     if s.rewards.is_empty() {
         found.error(at, "`rewards` is empty", "add one, such as `{ name = \"correct\", kind = \"verifier\" }`");
-    } else if s.rewards.iter().all(|r| r.weight == 0.0) {
+    } else if s.rewards.iter().all(|r| r.weight == 0.0) && !s.shaping.iter().any(RewardShaping::adds) {
         found.error(at, "every reward has weight 0", "give at least one reward a weight");
     }
     for part in &s.rewards {

@@ -280,6 +280,11 @@ impl OnlineStage {
         self.group.iter().map(|g| g.refill()).max().unwrap_or(0)
     }
 
+    /// The shaping that asks for an episodic memory, where there is one.
+    pub fn episodic(&self) -> Option<&RewardShaping> {
+        self.shaping.iter().find(|s| matches!(s, RewardShaping::Episodic { .. }))
+    }
+
     /// The setting that makes the stage store right answers, where there is one.
     pub fn stores(&self) -> Option<&Inject> {
         self.inject.as_ref().filter(|inject| inject.from == InjectFrom::Stored)

@@ -96,6 +96,8 @@ fn member(tokenizer: &Tokenizer, tokens: Vec<u32>, logp_gen: Vec<f32>, origin: O
         logp_gen,
         logp_old: None,
         origin,
+        embedding: vec![],
+        intrinsic: 0.0,
         weight: 1.0,
         stop: Stop::Eos,
         lost_mass: 0.0,
@@ -111,7 +113,9 @@ pub(super) fn count_parts(inject: &Inject, stage: &OnlineStage, groups: &mut [Gr
         part.map_or(0.0, |r| r.weight)
     };
     for rollout in groups.iter_mut().flat_map(|g| &mut g.rollouts).filter(|r| r.origin != Origin::Sampled) {
-        if let Some(Verdict::Graded { reward, parts } | Verdict::Failed { reward, parts, .. }) = &mut rollout.verdict {
+        if let Some(Verdict::Graded { reward, parts, .. } | Verdict::Failed { reward, parts, .. }) =
+            &mut rollout.verdict
+        {
             *reward = parts.iter().map(|(name, value)| weight(name) * value).sum();
         }
     }

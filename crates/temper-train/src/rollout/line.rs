@@ -15,6 +15,8 @@ pub struct RolloutLine<'a> {
     prompt: String,
     completion: &'a str,
     answer: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    said: Option<&'a str>,
     reward: f64,
     parts: serde_json::Map<String, serde_json::Value>,
     failed: Option<&'a str>,
@@ -34,6 +36,7 @@ impl<'a> RolloutLine<'a> {
             prompt: group.task.prompt_text(),
             completion: &rollout.text,
             answer: &group.task.answer,
+            said: rollout.said(),
             reward: rollout.reward(),
             parts,
             failed: rollout.verdict.as_ref().and_then(Verdict::failure),

@@ -79,6 +79,11 @@ pub fn members(stage: &OnlineStage, groups: &[Group], progress: &Progress, metri
     if stage.stores().is_some() {
         metrics.set(names::STORED_ANSWERS, progress.answers.len() as f64);
     }
+    if stage.episodic().is_some() {
+        let [right, wrong] = progress.memory.len();
+        metrics.set(names::MEMORY_RIGHT, right as f64);
+        metrics.set(names::MEMORY_WRONG, wrong as f64);
+    }
     if stage.budget.is_some() {
         let spent = |g: &Group| g.sampled().count() as f64 / stage.samples_per_prompt as f64;
         metrics.set(names::BUDGET_SAVED, 1.0 - share(groups.iter().map(spent).sum()));

@@ -4,7 +4,7 @@ use temper_algo::split_seed;
 use temper_env::Scorer;
 use temper_model::Model;
 
-use super::{Group, NOISE, SAMPLE, Sources, inject, sample, shape};
+use super::{Group, NOISE, SAMPLE, Sources, inject, memory, sample, shape};
 use crate::context::Context;
 use crate::error::Result;
 use crate::recipe::OnlineStage;
@@ -48,6 +48,7 @@ impl Sampling<'_> {
         if let Some(inject) = self.stage.stores() {
             progress.answers.remember(groups.iter().chain(&replaced), inject.threshold, progress.step);
         }
+        memory::remember(self.stage, &mut progress.memory, groups.iter().chain(&replaced));
         Ok((groups, replaced))
     }
 
@@ -70,6 +71,7 @@ impl Sampling<'_> {
             sample::score(self.scorer, &mut groups)?;
             inject::count_parts(inject, self.stage, &mut groups);
         }
+        memory::add(ctx, model, self.stage, &progress.memory, &mut groups)?;
         path[0] = NOISE;
         shape::shape(self.stage, &mut groups, progress.step as u64, split_seed(self.seed, &path))?;
         Ok(groups)

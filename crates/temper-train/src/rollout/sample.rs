@@ -110,6 +110,8 @@ fn rollout(tokenizer: &Tokenizer, completion: Completion, rules: &Generation) ->
         logp_gen: completion.logp_gen,
         logp_old: None,
         origin: Origin::Sampled,
+        embedding: vec![],
+        intrinsic: 0.0,
         weight: 1.0,
         stop: completion.stop,
         verdict: None,

@@ -29,12 +29,21 @@ fn shaped(stage: &OnlineStage, group: &Group, step: u64, seed: u64) -> Result<Ve
     let lengths = group.lengths();
     let draw = |i: usize| SplitMix64::new(split_seed(seed, &[i as u64])).next_f64();
     let draws: Vec<f64> = (0..group.rollouts.len()).map(draw).collect();
+    // A member from elsewhere has no part in a majority.
+    let answer = |r: &Rollout| (r.origin == Origin::Sampled).then(|| r.said().map(str::to_owned)).flatten();
+    let answers: Vec<Option<String>> = group.rollouts.iter().map(answer).collect();
+    let answers: Vec<Option<&str>> = answers.iter().map(Option::as_deref).collect();
+    let texts: Vec<&str> = group.rollouts.iter().map(|r| r.text.as_str()).collect();
+    let intrinsic: Vec<f64> = group.rollouts.iter().map(|r| r.intrinsic).collect();
     let input = ShapingInput {
         names: &names,
         weights: &weights,
         parts: &parts,
         lengths: &lengths,
         greedy: group.greedy.as_ref().map(Rollout::reward),
+        answers: &answers,
+        texts: &texts,
+        intrinsic: &intrinsic,
         draws: &draws,
         step,
     };

@@ -1,8 +1,8 @@
 //! Members that the policy did not sample, budgets in stages, and steps that are drawn anew.
 
 use temper_algo::group_reuse::{InjectFrom, InjectWhen};
-use temper_algo::{Advantage, Needs};
-use temper_env::TaskSource;
+use temper_algo::{Advantage, Needs, RewardShaping};
+use temper_env::{RewardKind, TaskSource};
 
 use super::Found;
 use crate::recipe::OnlineStage;
@@ -36,6 +36,17 @@ pub(super) fn problems(at: &str, s: &OnlineStage, found: &mut Found) {
                 "set inject.when = \"all_wrong\"",
             );
         }
+    }
+    let reads = s.rewards.iter().any(|r| r.kind == RewardKind::Verifier);
+    if s.shaping.iter().any(RewardShaping::needs_answers) && !reads {
+        found.error(
+            at,
+            "`shaping` compares answers, and no reward part reads them",
+            "add `{ name = \"correct\", kind = \"verifier\", weight = 0 }` to `rewards`",
+        );
+    }
+    if s.shaping.iter().filter(|s| matches!(s, RewardShaping::Episodic { .. })).count() > 1 {
+        found.error(at, "two `episodic` shapings, and one memory", "give one of them");
     }
     correction(at, s, found);
     if s.redraw.is_some() && !s.objective.surrogate.uses_adv() {
