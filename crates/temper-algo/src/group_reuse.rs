@@ -28,6 +28,26 @@ pub struct Inject {
     /// form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewards: Option<Vec<String>>,
+    /// What the policy is told about its wrong rollout (`from = "refinement"`); `{answer}` stands for the right answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critique: Option<String>,
+    /// Weigh the member's tokens by [`shaped_weight`] with this gamma (default: all the same).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f64>,
+}
+
+/// The factor of a foreign token's gradient under the shaping `f(p) = p / (p + gamma)` of its probability `p`:
+/// `df/dlog p = gamma p / (p + gamma)^2`, at the policy before the update. Unlikely tokens keep more of their gradient than
+/// with `f(p) = p`, and likely ones have little left to learn. Sources: LUFFY, arXiv 2504.14945, section 3.3; Critique-GRPO, arXiv
+/// 2506.03106 (A065).
+///
+/// ```
+/// use temper_algo::group_reuse::shaped_weight;
+/// assert_eq!(shaped_weight(0.5f64.ln(), 0.5), 0.25);
+/// ```
+pub fn shaped_weight(logp: f64, gamma: f64) -> f64 {
+    let p = logp.exp();
+    gamma * p / (p + gamma).powi(2)
 }
 
 /// Where a member that the policy did not sample in this round comes from.
@@ -38,6 +58,9 @@ pub enum InjectFrom {
     Demonstration,
     /// The last right answer that was sampled for the same task in an earlier round; none where there is not any yet.
     Stored,
+    /// A new attempt of the policy at the group's first wrong rollout, which it sees with a critique behind it; it is trained on
+    /// as an answer to the prompt alone. Source: Critique-GRPO, arXiv 2506.03106 (A065).
+    Refinement,
 }
 
 impl Inject {
@@ -52,6 +75,14 @@ impl Inject {
             let message = format!("there is no reward part `{part}`");
             Problem::new("rewards", message, format!("the parts are {}", names.join(", ")))
         }));
+        let refines = self.from == InjectFrom::Refinement;
+        if refines != self.critique.is_some() {
+            let message = if refines { "there is no critique" } else { "critique has no effect: nothing is refined" };
+            problems.push(Problem::new("critique", message, "it belongs to `from = \"refinement\"`"));
+        }
+        if let Some(gamma) = self.gamma {
+            problems.extend(Problem::unless_positive("gamma", gamma, "LUFFY and Critique-GRPO use 0.1"));
+        }
         if self.rewards.as_ref().is_some_and(Vec::is_empty) {
             problems.push(Problem::new("rewards", "rewards is empty", "name a part, or leave it out for all of them"));
         }
@@ -240,6 +271,16 @@ mod tests {
         assert!((with.iter().sum::<f64>() / 4.0 - 2.0 / 3.0).abs() < 1e-15);
     }
 
+    /// The factor is the derivative of the shaped probability.
+    #[test]
+    fn the_shaped_weight_is_a_derivative() {
+        let f = |logp: f64| logp.exp() / (logp.exp() + 0.1);
+        for logp in [-9.0, -2.3, -0.5, 0.0] {
+            let slope = (f(logp + 1e-6) - f(logp - 1e-6)) / 2e-6;
+            assert!((shaped_weight(logp, 0.1) - slope).abs() < 1e-9, "{logp}");
+        }
+    }
+
     #[test]
     fn budgets_by_hand() {
         let budget = StagedBudget { stage: 4, threshold: 0.5 };
@@ -255,6 +296,8 @@ mod tests {
             when: InjectWhen::AllWrong,
             threshold,
             rewards,
+            critique: None,
+            gamma: None,
         };
         let fields = |i: Inject| i.check(&["right"]).into_iter().map(|p| p.field).collect::<Vec<_>>();
         assert_eq!(fields(inject(Some(vec!["form".into()]), f64::NAN)), ["threshold", "rewards"]);

@@ -196,6 +196,21 @@ pub fn encode_answer(tokenizer: &Tokenizer, messages: &[Message], answer: &str) 
     Ok(Some(tokens))
 }
 
+/// The tokens between the model's answer to these messages, with its end-of-turn marker, and its next turn, when the user says
+/// `text` in between; encoded alone, so that what was generated before keeps its tokens. `None` where the chat template
+/// writes the answer differently once it is history.
+pub fn encode_followup(tokenizer: &Tokenizer, messages: &[Message], text: &str) -> Result<Option<Vec<u32>>, Error> {
+    // Whatever the model says: the words of others do not depend on it.
+    let said = [Message::assistant("x"), Message::user(text)];
+    let conversation = Conversation::new([messages, &said].concat());
+    let rendered = tokenizer.render(&conversation, true)?;
+    let turns = Turns::find(tokenizer, &conversation, &rendered);
+    let answer = turns.list.iter().find(|turn| turn.message == messages.len());
+    let Some(end) = answer.and_then(|turn| turn.end) else { return Ok(None) };
+    let pieces = Pieces::new(tokenizer, &rendered, &[end.at])?;
+    Ok(Some(pieces.ids[pieces.turns[0]..].to_vec()))
+}
+
 /// The tokens that generation starts from for an example: everything before the model's last turn, the prompt of a
 /// prompt-completion pair, or a whole text.
 pub fn encode_example_prompt(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<u32>, Error> {

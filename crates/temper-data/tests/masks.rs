@@ -6,7 +6,7 @@ use common::{chat, example, golden_tokenizer, with_template};
 use proptest::prelude::*;
 use temper_data::{
     Cause, Encoded, Error, Example, MaskPolicy, Message, Overflow, Payload, Tokenizer, encode, encode_all,
-    encode_answer, encode_example_prompt, encode_prompt,
+    encode_answer, encode_example_prompt, encode_followup, encode_prompt,
 };
 
 const ROOM: usize = 1 << 20;
@@ -72,6 +72,20 @@ fn an_answer_is_what_the_model_would_write() {
                   {% endfor %}{% if add_generation_prompt %}<|assistant|>Think: {% endif %}";
     let tokenizer = golden_tokenizer("bytes").with_chat_template(Some(source)).unwrap();
     assert_eq!(encode_answer(&tokenizer, &[Message::user("a")], "b").unwrap(), None);
+}
+
+/// Prompt, answer and what follows it are the prompt of the longer conversation.
+#[test]
+fn a_followup_is_what_stands_between_two_turns() {
+    for (kind, template) in [("bytes", "chatml"), ("bytes", "llama3"), ("bytes", "phi3"), ("bytes", "gemma")] {
+        let tokenizer = with_template(kind, template);
+        let before = &turns()[..2];
+        let whole = encode_prompt(&tokenizer, &[before, &[Message::assistant("42"), Message::user("Sure?")]].concat());
+        let prompt = encode_prompt(&tokenizer, before).unwrap();
+        let answer = encode_answer(&tokenizer, before, "42").unwrap().unwrap();
+        let followup = encode_followup(&tokenizer, before, "Sure?").unwrap().unwrap();
+        assert_eq!(whole.unwrap(), [prompt, answer, followup].concat(), "{template}");
+    }
 }
 
 #[test]

@@ -94,6 +94,14 @@ impl Verdict {
         Self::Failed { why: why.into(), reward: 0.0, parts: Vec::new() }
     }
 
+    /// The same with another reward.
+    #[must_use]
+    pub fn with_reward(mut self, earned: f64) -> Self {
+        let (Self::Graded { reward, .. } | Self::Failed { reward, .. }) = &mut self;
+        *reward = earned;
+        self
+    }
+
     /// The number that training uses.
     pub fn reward(&self) -> f64 {
         match self {

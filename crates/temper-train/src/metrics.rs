@@ -39,6 +39,10 @@ pub const GROUPS_MISSING: &str = "groups/missing";
 /// Share of the sampled completions of groups that are trained on which are themselves left out (cut off, or not chosen by a
 /// down-sampling rule); only where a recipe leaves out single completions.
 pub const ROLLOUTS_LEFT_OUT: &str = "completions/left_out_ratio";
+/// Mean reward of the model's first turns, by themselves; only with an environment.
+pub const FIRST_TURN: &str = "turns/first_reward";
+/// Mean reward of the model's last turns, by themselves; only with an environment.
+pub const LAST_TURN: &str = "turns/last_reward";
 /// Share of the round's groups that got a member from elsewhere (`inject`).
 pub const GROUPS_INJECTED: &str = "groups/injected_ratio";
 /// Tasks for which a right answer is stored (`inject` from `stored`).

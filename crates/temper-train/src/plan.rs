@@ -199,7 +199,8 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     let updates = s.steps * s.inner_epochs * s.minibatches;
     let greedy = if s.needs_greedy() { s.prompts_per_step } else { 0 };
     let times = 1 + u64::from(s.refill());
-    let most = ((completions + greedy) * s.sampling.max_tokens) as u64 * times;
+    let turns = s.environment.as_ref().map_or(1, temper_env::Environment::turns);
+    let most = (turns * (completions + greedy) * s.sampling.max_tokens) as u64 * times;
     let mut figures = vec![
         ("rounds", grouped(s.steps as u64)),
         (
@@ -214,6 +215,9 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     if greedy > 0 {
         figures.push(("greedy completions", format!("{greedy} more a round, for the baseline")));
     }
+    if turns > 1 {
+        figures.push(("turns", format!("{turns} of the model in each completion")));
+    }
     if let Some(budget) = s.budget {
         let what = format!("{} samples at a time, until one is right", budget.stage);
         figures.push(("in stages", what));
@@ -222,6 +226,7 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         let what = match inject.from {
             InjectFrom::Demonstration => "a demonstration",
             InjectFrom::Stored => "an earlier right answer",
+            InjectFrom::Refinement => "a refined wrong answer",
         };
         let when = match inject.when {
             InjectWhen::AllWrong => "to groups without a right answer",
@@ -255,8 +260,10 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
             .push(("one more pass", format!("the policy forward, since the objective couples the tokens of {wider}")));
     }
     // A group is never split, so the largest micro-batch holds at least one.
-    let group = s.max_prompt_tokens + s.samples_per_prompt * s.sampling.max_tokens;
-    let cached = s.max_batch.min(completions) * (s.max_prompt_tokens + s.sampling.max_tokens);
+    let group = s.max_prompt_tokens + s.samples_per_prompt * turns * s.sampling.max_tokens;
+    // Episodes keep their caches between their turns.
+    let at_once = if turns > 1 { completions } else { s.max_batch.min(completions) };
+    let cached = at_once * (s.max_prompt_tokens + turns * s.sampling.max_tokens);
     StagePlan {
         memory: known
             .config

@@ -1,6 +1,7 @@
 //! Rollouts: tasks drawn, groups sampled, completions scored.
 
 mod draw;
+mod episode;
 mod inject;
 mod line;
 pub mod measure;
@@ -12,7 +13,9 @@ mod shape;
 use serde::Serialize;
 use temper_algo::Fate;
 use temper_env::{Task, Verdict};
-use temper_model::Stop;
+use temper_model::{Author, Batch, Reply, Stop};
+
+use crate::error::Result;
 
 pub use draw::Sources;
 pub use inject::Answers;
@@ -28,6 +31,7 @@ const MIX: u64 = 4;
 /// Randomness of reward shaping.
 const NOISE: u64 = 5;
 const REDRAW: u64 = 8;
+const REFINE: u64 = 9;
 
 /// Where a completion comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -37,6 +41,8 @@ pub enum Origin {
     Sampled,
     /// It is the task's solution.
     Demonstration,
+    /// The policy sampled it in this round with a wrong rollout and its critique in view.
+    Refinement,
     /// The policy sampled it in an earlier round.
     Stored {
         /// That round, from 1.
@@ -44,15 +50,31 @@ pub enum Origin {
     },
 }
 
+/// A turn of the model that is not its last one.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// What it says.
+    pub text: String,
+    /// Its tokens.
+    pub n_tokens: usize,
+    /// Why sampling ended.
+    pub stop: Stop,
+    /// Its reward.
+    pub reward: f64,
+}
+
 /// One completion of a task.
 #[derive(Debug, Clone)]
 pub struct Rollout {
-    /// Sampled tokens, the end-of-turn token included where it was sampled.
+    /// The tokens `[T]`, end-of-turn tokens included where they were sampled; with an environment the words between the model's
+    /// turns too.
     pub tokens: Vec<u32>,
-    /// Log-probabilities of these tokens as sampled, at the sampling temperature; of a demonstration, which nobody sampled,
+    /// Who wrote each of them `[T]`. Those of model and teacher are scored and trained on.
+    pub authors: Vec<Author>,
+    /// Log-probabilities of the scored tokens as sampled, at the sampling temperature; of a demonstration, which nobody sampled,
     /// those under the policy before the update.
     pub logp_gen: Vec<f32>,
-    /// Log-probabilities under the policy before the update, where it is not what sampled the tokens.
+    /// Log-probabilities of the scored tokens under the policy before the update, where it is not what sampled them.
     pub logp_old: Option<Vec<f32>>,
     /// Where the tokens come from.
     pub origin: Origin,
@@ -64,8 +86,12 @@ pub struct Rollout {
     pub weight: f64,
     /// Why sampling ended.
     pub stop: Stop,
-    /// The text that is scored: the tokens decoded, without special ones.
+    /// The text that is scored: the tokens decoded, without special ones; of several turns the last one's.
     pub text: String,
+    /// The model's turns before the last one.
+    pub earlier: Vec<Attempt>,
+    /// With an environment, what the last turn earned by itself.
+    pub last_reward: f64,
     /// Mean probability mass that truncating rules cut away.
     pub lost_mass: f64,
     /// What the rewards said.
@@ -76,6 +102,18 @@ impl Rollout {
     /// Log-probabilities under the policy before the update.
     pub fn logp_old(&self) -> &[f32] {
         self.logp_old.as_deref().unwrap_or(&self.logp_gen)
+    }
+    /// Which tokens are scored `[T]`.
+    pub fn mask(&self) -> Vec<bool> {
+        self.authors.iter().map(|author| matches!(author, Author::Model | Author::Teacher)).collect()
+    }
+    /// How many tokens are scored.
+    pub fn scored(&self) -> usize {
+        self.mask().into_iter().filter(|scored| *scored).count()
+    }
+    /// The tokens as a part of a batch.
+    pub fn reply(&self) -> Reply<'_> {
+        Reply { ids: &self.tokens, scored: self.mask() }
     }
     /// The weighted reward.
     pub fn reward(&self) -> f64 {
@@ -162,22 +200,31 @@ impl Group {
     pub fn mean_adv(&self, i: usize) -> f64 {
         self.adv.get(i).map_or(0.0, |adv| adv.iter().sum::<f64>() / adv.len().max(1) as f64)
     }
-    /// Completion lengths `[G]`, tokens.
+    /// Scored tokens of each completion `[G]`.
     pub fn lengths(&self) -> Vec<usize> {
-        self.rollouts.iter().map(|r| r.tokens.len()).collect()
+        self.rollouts.iter().map(Rollout::scored).collect()
     }
     /// Reward parts `[G][K]`, unweighted.
     fn parts(&self, parts: usize) -> Vec<Vec<f64>> {
         self.rollouts.iter().map(|r| (0..parts).map(|k| r.part(k)).collect()).collect()
     }
-    /// Tokens of all completions.
+    /// Scored tokens of all completions.
     pub fn scored(&self) -> usize {
-        self.rollouts.iter().map(|r| r.tokens.len()).sum()
+        self.rollouts.iter().map(Rollout::scored).sum()
     }
     /// Tokens of the prompt (once) and of all completions.
     pub fn tokens(&self) -> usize {
-        self.prompt.len() + self.scored()
+        self.prompt.len() + self.rollouts.iter().map(|r| r.tokens.len()).sum::<usize>()
     }
+}
+
+/// The groups as a batch: every prompt once, all scored tokens of all completions.
+pub fn batch(groups: &[&Group]) -> Result<Batch> {
+    let mut shapes: Vec<(&[u32], Vec<Reply>)> = Vec::with_capacity(groups.len());
+    for group in groups {
+        shapes.push((&group.prompt, group.rollouts.iter().map(Rollout::reply).collect()));
+    }
+    Ok(Batch::replies(&shapes)?)
 }
 
 #[cfg(test)]
@@ -203,6 +250,9 @@ mod tests {
         let task = stage.tasks[0].source.open(0).unwrap().get(0).unwrap();
         let rollout = |reward: f64| Rollout {
             tokens: vec![1],
+            authors: vec![Author::Model],
+            earlier: vec![],
+            last_reward: 0.0,
             logp_gen: vec![-1.0],
             logp_old: None,
             origin: Origin::Sampled,

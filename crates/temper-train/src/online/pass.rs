@@ -10,7 +10,7 @@ use super::update::Update;
 use crate::error::Result;
 use crate::learner::Learner;
 use crate::recipe::OnlineStage;
-use crate::rollout::Group;
+use crate::rollout::{self, Group};
 
 /// A micro-batch: the tokens, and the columns of those that are scored.
 pub(super) struct Micro {
@@ -41,10 +41,10 @@ impl Micro {
             adv: rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect(),
             success: groups.iter().flat_map(|g| std::iter::repeat_n(g.success, g.scored())).collect(),
             weight: weights.concat(),
-            sequences: rollouts().map(|(r, _)| r.tokens.len()).collect(),
+            sequences: rollouts().map(|(r, _)| r.scored()).collect(),
             groups: groups.iter().map(|g| g.rollouts.len()).collect(),
         };
-        Ok(Self { batch: group_batch(groups)?, scored })
+        Ok(Self { batch: rollout::batch(groups)?, scored })
     }
 }
 
@@ -196,12 +196,4 @@ fn slice(terms: &PolicyTerms, at: Range<usize>) -> PolicyTerms {
 fn coefficients(terms: &PolicyTerms) -> HeadCoef {
     let narrow = |d: &Vec<f64>| d.iter().map(|&x| x as f32).collect();
     HeadCoef { d_logp: narrow(&terms.d_logp), d_entropy: terms.d_entropy.as_ref().map(narrow), ..HeadCoef::default() }
-}
-
-pub(super) fn group_batch(groups: &[&Group]) -> Result<Batch> {
-    let shapes: Vec<(&[u32], Vec<&[u32]>)> = groups
-        .iter()
-        .map(|g| (g.prompt.as_slice(), g.rollouts.iter().map(|r| r.tokens.as_slice()).collect()))
-        .collect();
-    Ok(Batch::groups(&shapes)?)
 }

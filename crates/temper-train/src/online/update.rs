@@ -5,14 +5,14 @@ use temper_algo::{Needs, PolicyMetrics, SequenceMask};
 use temper_model::Model;
 use temper_tensor::HeadSpec;
 
-use super::pass::{Micro, Pass, group_batch};
+use super::pass::{Micro, Pass};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
 use crate::offline::micro_batches;
 use crate::recipe::OnlineStage;
-use crate::rollout::Group;
+use crate::rollout::{self, Group};
 use crate::state::Progress;
 
 /// What the optimiser steps of one round added up to.
@@ -101,8 +101,7 @@ fn optimiser_step(
     temperature: f32,
     done: &mut Update,
 ) -> Result<f64> {
-    let masks: Vec<Vec<f32>> =
-        groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.tokens.len()])).collect();
+    let masks: Vec<Vec<f32>> = groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.scored()])).collect();
     let owners = groups.iter().enumerate().flat_map(|(i, g)| g.rollouts.iter().map(move |r| (i as u64, r.weight)));
     let sequences: Vec<SequenceMask> =
         owners.zip(&masks).map(|((group, weight), mask)| SequenceMask { group, weight, mask }).collect();
@@ -128,7 +127,7 @@ fn reference_logp(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &[&
     let spec = HeadSpec { temperature: stage.sampling.temperature, ..HeadSpec::default() };
     let mut all = vec![];
     for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
-        let terms = model.terms(ctx.ops(), &group_batch(&groups[part.clone()])?, &spec)?;
+        let terms = model.terms(ctx.ops(), &rollout::batch(&groups[part.clone()])?, &spec)?;
         let mut logp = terms.logp.iter().map(|&x| f64::from(x));
         for group in &groups[part] {
             all.push(logp.by_ref().take(group.scored()).collect());

@@ -7,7 +7,7 @@ use temper_algo::{
     GroupShaper, Needs, PolicyObjective, RewardShaping, SampleConstraint, Schedule, SupervisedObjective,
     TokenObjective, WeightedTerm, Weighting,
 };
-use temper_env::{RewardPart, TaskSource};
+use temper_env::{Environment, RewardPart, TaskSource};
 
 use super::input::Input;
 use super::parts::{Batch, Clip, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape};
@@ -229,6 +229,9 @@ pub struct OnlineStage {
     /// equal are left out; `[]` trains on everything).
     #[serde(default = "drop_constant")]
     pub group: Vec<GroupShaper>,
+    /// Several turns of the model about each task, with something said to it in between (default: one turn).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// Sample in stages, and no more once a completion is right (default: all `samples_per_prompt` at once).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<StagedBudget>,

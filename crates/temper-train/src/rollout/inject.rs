@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use temper_algo::group_reuse::{Inject, InjectFrom};
-use temper_data::{Cause, Tokenizer, encode_answer};
+use temper_algo::split_seed;
+use temper_data::{Cause, Tokenizer, encode_answer, encode_followup};
 use temper_env::{Task, Verdict};
-use temper_model::{Batch, Model, Stop};
+use temper_model::{Author, Batch, Model, Request, Stop};
 use temper_tensor::HeadSpec;
 
+use super::sample::{complete, rollout as sampled};
 use super::{Group, Origin, Rollout};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -51,25 +53,77 @@ impl Answers {
     }
 }
 
-/// Adds the member to every group that gets one, not yet scored. What does not fit the model's context stays out.
+/// Adds the member to every group that gets one, not yet scored. What does not fit the model's context stays out. `seed` is
+/// that of refinements.
 pub(super) fn add(
-    tokenizer: &Tokenizer,
-    inject: &Inject,
+    ctx: &Context,
+    model: &Model,
+    stage: &OnlineStage,
     answers: &Answers,
-    context: usize,
     groups: &mut [Group],
+    seed: u64,
 ) -> Result<()> {
-    for group in groups {
-        if !inject.when.applies(&group.rewards(), inject.threshold) {
-            continue;
-        }
+    let (Some(inject), tokenizer) = (&stage.inject, ctx.tokenizer()?) else { return Ok(()) };
+    let context = model.config.max_position_embeddings;
+    let gets = |g: &Group| inject.when.applies(&g.rewards(), inject.threshold);
+    let chosen: Vec<usize> = (0..groups.len()).filter(|i| gets(&groups[*i])).collect();
+    if inject.from == InjectFrom::Refinement {
+        return refine(ctx, model, stage, inject, groups, &chosen, seed);
+    }
+    for i in chosen {
+        let group = &mut groups[i];
         let member = match inject.from {
             InjectFrom::Demonstration => demonstration(tokenizer, &group.task)?,
             InjectFrom::Stored => answers.0.get(&group.task.id).map(|answer| stored(tokenizer, answer)),
+            InjectFrom::Refinement => None,
         };
         group.rollouts.extend(member.filter(|m| group.prompt.len() + m.tokens.len() <= context));
     }
     Ok(())
+}
+
+/// Samples an attempt at the first wrong rollout of each of the chosen groups, with a critique behind it.
+fn refine(
+    ctx: &Context,
+    model: &Model,
+    stage: &OnlineStage,
+    inject: &Inject,
+    groups: &mut [Group],
+    chosen: &[usize],
+    seed: u64,
+) -> Result<()> {
+    let (tokenizer, context) = (ctx.tokenizer()?, model.config.max_position_embeddings);
+    let (mut places, mut requests) = (vec![], vec![]);
+    for &i in chosen {
+        let group = &groups[i];
+        let Some(wrong) = group.sampled().find(|r| r.reward() <= inject.threshold) else { continue };
+        let critique = inject.critique.as_deref().unwrap_or_default().replace("{answer}", &group.task.answer);
+        let mut prompt = [group.prompt.as_slice(), &wrong.tokens].concat();
+        prompt.extend(followup(tokenizer, &group.task, wrong.stop, &critique)?);
+        if prompt.len() < context {
+            places.push(i);
+            requests.push(Request { prompt, seeds: vec![split_seed(seed, &[i as u64])] });
+        }
+    }
+    let rules = &stage.sampling;
+    let done = complete(ctx.ops(), tokenizer, model, &requests, rules, stage.max_batch, None, &mut |_, _| {})?;
+    for (i, completion) in places.into_iter().zip(done.into_iter().flatten()) {
+        let rollout = sampled(tokenizer, completion, rules);
+        groups[i].rollouts.push(Rollout { origin: Origin::Refinement, ..rollout });
+    }
+    Ok(())
+}
+
+/// What the model reads between its turn and the next one; a turn that did not end by itself is ended first.
+pub(super) fn followup(tokenizer: &Tokenizer, task: &Task, stop: Stop, text: &str) -> Result<Vec<u32>> {
+    let words = encode_followup(tokenizer, &task.prompt, text)?.ok_or_else(|| {
+        Error::user(
+            "the chat template writes the model's turns differently once the conversation goes on",
+            "use a model whose chat template keeps them, or stages of one turn",
+        )
+    })?;
+    let end = tokenizer.eos_ids().first().filter(|_| stop != Stop::Eos);
+    Ok(end.copied().into_iter().chain(words).collect())
 }
 
 /// What the model would have to write to show the task's solution.
@@ -92,6 +146,9 @@ fn stored(tokenizer: &Tokenizer, answer: &Answer) -> Rollout {
 fn member(tokenizer: &Tokenizer, tokens: Vec<u32>, logp_gen: Vec<f32>, origin: Origin) -> Rollout {
     Rollout {
         text: tokenizer.decode(&tokens, true),
+        authors: vec![if origin == Origin::Demonstration { Author::Teacher } else { Author::Model }; tokens.len()],
+        earlier: vec![],
+        last_reward: 0.0,
         tokens,
         logp_gen,
         logp_old: None,
@@ -121,8 +178,8 @@ pub(super) fn count_parts(inject: &Inject, stage: &OnlineStage, groups: &mut [Gr
     }
 }
 
-/// Log-probabilities of the members under the policy as it is now, at the sampling temperature. A demonstration, which nobody
-/// sampled, has these as its own.
+/// Log-probabilities of the members under the policy as it is now, at the sampling temperature. What nobody sampled behind this
+/// prompt, a demonstration or a refinement, has these as its own.
 pub(super) fn score_now(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &mut [Group]) -> Result<()> {
     let spec = HeadSpec { temperature: stage.sampling.temperature, ..HeadSpec::default() };
     let mut members: Vec<(&[u32], &mut Rollout)> = vec![];
@@ -137,7 +194,7 @@ pub(super) fn score_now(ctx: &Context, model: &Model, stage: &OnlineStage, group
         let mut logp = model.terms(ctx.ops(), &Batch::groups(&shapes)?, &spec)?.logp.into_iter();
         for (_, rollout) in members {
             let old: Vec<f32> = logp.by_ref().take(rollout.tokens.len()).collect();
-            if rollout.origin == Origin::Demonstration {
+            if !matches!(rollout.origin, Origin::Stored { .. }) {
                 rollout.logp_gen.clone_from(&old);
             }
             rollout.logp_old = Some(old);

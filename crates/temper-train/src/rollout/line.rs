@@ -13,6 +13,8 @@ pub struct RolloutLine<'a> {
     step: usize,
     task: &'a str,
     prompt: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<&'a str>,
     completion: &'a str,
     answer: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,6 +36,7 @@ impl<'a> RolloutLine<'a> {
             step,
             task: &group.task.id,
             prompt: group.task.prompt_text(),
+            earlier: rollout.earlier.iter().map(|turn| turn.text.as_str()).collect(),
             completion: &rollout.text,
             answer: &group.task.answer,
             said: rollout.said(),
@@ -41,7 +44,7 @@ impl<'a> RolloutLine<'a> {
             parts,
             failed: rollout.verdict.as_ref().and_then(Verdict::failure),
             stop: rollout.stop.name(),
-            n_tokens: rollout.tokens.len(),
+            n_tokens: rollout.scored(),
             origin: rollout.origin,
         }
     }

@@ -31,10 +31,15 @@ pub fn rewards(stage: &OnlineStage, groups: &[&Group], metrics: &mut Metrics) ->
         metrics.set(names::reward_part_mean(&part.name), values.mean().unwrap_or(0.0));
         metrics.set(names::reward_part_std(&part.name), values.std().unwrap_or(0.0));
     }
-    let length = collect(&|r| r.tokens.len() as f64);
+    let length = collect(&|r| r.scored() as f64);
     metrics.set(names::LENGTH_MEAN, length.mean().unwrap_or(0.0));
     metrics.set(names::LENGTH_MIN, length.min().unwrap_or(0.0));
     metrics.set(names::LENGTH_MAX, length.max().unwrap_or(0.0));
+    if stage.environment.is_some() {
+        let first = |r: &Rollout| r.earlier.first().map_or(r.last_reward, |turn| turn.reward);
+        metrics.set(names::FIRST_TURN, collect(&first).mean().unwrap_or(0.0));
+        metrics.set(names::LAST_TURN, collect(&|r| r.last_reward).mean().unwrap_or(0.0));
+    }
     metrics.set(names::CLIPPED_RATIO, share(&Rollout::truncated));
     metrics.set(names::UNPARSED, share(&Rollout::unparsed));
     if stage.sampling.truncates() {

@@ -1,7 +1,7 @@
 //! The episodic memory's part of the rewards: embeddings by the policy itself.
 
 use temper_algo::{Memory, RewardShaping};
-use temper_model::{Batch, Model};
+use temper_model::Model;
 
 use super::{Group, Origin};
 use crate::context::Context;
@@ -38,18 +38,14 @@ fn embed(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &mut [Group]
     let width = model.config.hidden_size;
     for part in micro_batches(groups.iter().map(Group::tokens), stage.micro_tokens) {
         let groups = &mut groups[part];
-        let shapes: Vec<(&[u32], Vec<&[u32]>)> = groups
-            .iter()
-            .map(|g| (g.prompt.as_slice(), g.rollouts.iter().map(|r| r.tokens.as_slice()).collect()))
-            .collect();
-        let rows = model.hidden_rows(ctx.ops(), &Batch::groups(&shapes)?)?;
+        let rows = model.hidden_rows(ctx.ops(), &super::batch(&groups.iter().collect::<Vec<_>>())?)?;
         let mut rows = rows.chunks_exact(width);
         for rollout in groups.iter_mut().flat_map(|g| &mut g.rollouts) {
             let mut sum = vec![0.0f64; width];
-            for row in rows.by_ref().take(rollout.tokens.len()) {
+            for row in rows.by_ref().take(rollout.scored()) {
                 sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
             }
-            rollout.embedding = sum.iter().map(|s| (s / rollout.tokens.len().max(1) as f64) as f32).collect();
+            rollout.embedding = sum.iter().map(|s| (s / rollout.scored().max(1) as f64) as f32).collect();
         }
     }
     Ok(())

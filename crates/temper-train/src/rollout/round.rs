@@ -4,7 +4,7 @@ use temper_algo::split_seed;
 use temper_env::Scorer;
 use temper_model::Model;
 
-use super::{Group, NOISE, SAMPLE, Sources, inject, memory, sample, shape};
+use super::{Group, NOISE, REFINE, SAMPLE, Sources, inject, memory, sample, shape};
 use crate::context::Context;
 use crate::error::Result;
 use crate::recipe::OnlineStage;
@@ -67,8 +67,10 @@ impl Sampling<'_> {
         let seed = split_seed(self.seed, &path);
         let mut groups = sample::sample(ctx, model, self.stage, self.scorer, tasks, seed)?;
         if let Some(inject) = &self.stage.inject {
-            inject::add(ctx.tokenizer()?, inject, &progress.answers, self.context, &mut groups)?;
-            sample::score(self.scorer, &mut groups)?;
+            path[0] = REFINE;
+            let seed = split_seed(self.seed, &path);
+            inject::add(ctx, model, self.stage, &progress.answers, &mut groups, seed)?;
+            sample::score(self.stage, self.scorer, &mut groups)?;
             inject::count_parts(inject, self.stage, &mut groups);
         }
         memory::add(ctx, model, self.stage, &progress.memory, &mut groups)?;

@@ -3,10 +3,10 @@
 use temper_algo::split_seed;
 use temper_data::Tokenizer;
 use temper_env::{Scorer, Task, Transcript};
-use temper_model::{Completion, Engine, Model, Request};
+use temper_model::{Author, Completion, Engine, Model, Request, Stop};
 use temper_tensor::Ops;
 
-use super::{Group, Origin, Rollout};
+use super::{Group, Origin, Rollout, episode};
 use crate::context::Context;
 use crate::error::Result;
 use crate::recipe::{Generation, OnlineStage};
@@ -33,7 +33,7 @@ pub(super) fn sample(
             return Ok(groups);
         }
         extend(ctx, model, stage, &mut groups, &wanted, seed)?;
-        score(scorer, &mut groups)?;
+        score(stage, scorer, &mut groups)?;
     }
 }
 
@@ -63,6 +63,12 @@ fn extend(
         Request { prompt: group.prompt.clone(), seeds }
     };
     let requests: Vec<Request> = asked.iter().map(request).collect();
+    if let Some(environment) = &stage.environment {
+        let tasks: Vec<&Task> = asked.iter().map(|slot| &groups[*slot].task).collect();
+        let done = episode::sample(ctx, model, stage, environment, &tasks, &requests)?;
+        asked.into_iter().zip(done).for_each(|(slot, rollouts)| groups[slot].rollouts.extend(rollouts));
+        return Ok(());
+    }
     let (tokenizer, rules) = (ctx.tokenizer()?, &stage.sampling);
     let done = complete(ctx.ops(), tokenizer, model, &requests, rules, stage.max_batch, None, &mut |_, _| {})?;
     for (slot, completions) in asked.into_iter().zip(done) {
@@ -101,11 +107,14 @@ pub fn complete(
     Ok(engine.generate(requests, &mut |p| progress(p.finished, p.total))?)
 }
 
-fn rollout(tokenizer: &Tokenizer, completion: Completion, rules: &Generation) -> Rollout {
+pub(super) fn rollout(tokenizer: &Tokenizer, completion: Completion, rules: &Generation) -> Rollout {
     let n = completion.tokens.len().max(1) as f64;
     Rollout {
         text: sampling::text(tokenizer, &completion.tokens, &rules.stop),
         lost_mass: f64::from(completion.lost_mass.iter().sum::<f32>()) / n,
+        authors: vec![Author::Model; completion.tokens.len()],
+        earlier: vec![],
+        last_reward: 0.0,
         tokens: completion.tokens,
         logp_gen: completion.logp_gen,
         logp_old: None,
@@ -118,22 +127,32 @@ fn rollout(tokenizer: &Tokenizer, completion: Completion, rules: &Generation) ->
     }
 }
 
-/// Scores what has no verdict yet.
-pub(super) fn score(scorer: &mut Scorer, groups: &mut [Group]) -> Result<()> {
-    let transcripts: Vec<Transcript> = groups
-        .iter()
-        .flat_map(|g| {
-            g.rollouts.iter().chain(&g.greedy).filter(|r| r.verdict.is_none()).map(|r| Transcript {
-                task: &g.task,
-                text: &r.text,
-                n_tokens: r.tokens.len(),
-                truncated: r.truncated(),
-            })
-        })
-        .collect();
-    let verdicts = scorer.score(&transcripts)?;
+/// Scores what has no verdict yet, turn by turn.
+pub(super) fn score(stage: &OnlineStage, scorer: &mut Scorer, groups: &mut [Group]) -> Result<()> {
+    let mut transcripts: Vec<Transcript> = vec![];
+    for Group { task, rollouts, greedy, .. } in groups.iter() {
+        for rollout in rollouts.iter().chain(greedy).filter(|r| r.verdict.is_none()) {
+            let turn = |text, n_tokens, stop: Stop| Transcript { task, text, n_tokens, truncated: stop.truncated() };
+            let before: usize = rollout.earlier.iter().map(|t| t.n_tokens).sum();
+            transcripts.extend(rollout.earlier.iter().map(|t| turn(t.text.as_str(), t.n_tokens, t.stop)));
+            transcripts.push(turn(&rollout.text, rollout.scored() - before, rollout.stop));
+        }
+    }
+    let mut verdicts = scorer.score(&transcripts)?.into_iter();
     drop(transcripts);
     let rollouts = groups.iter_mut().flat_map(|g| g.rollouts.iter_mut().chain(&mut g.greedy));
-    rollouts.filter(|r| r.verdict.is_none()).zip(verdicts).for_each(|(r, v)| r.verdict = Some(v));
+    for rollout in rollouts.filter(|r| r.verdict.is_none()) {
+        for (turn, verdict) in rollout.earlier.iter_mut().zip(verdicts.by_ref()) {
+            turn.reward = verdict.reward();
+        }
+        rollout.verdict = verdicts.next().map(|last| match &stage.environment {
+            None => last,
+            Some(environment) => {
+                rollout.last_reward = last.reward();
+                let turns: Vec<f64> = rollout.earlier.iter().map(|t| t.reward).chain([last.reward()]).collect();
+                last.with_reward(environment.reward(&turns))
+            }
+        });
+    }
     Ok(())
 }

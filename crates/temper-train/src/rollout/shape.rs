@@ -1,6 +1,6 @@
 //! From scored groups to what is trained on: shaped rewards, fates, advantages, weights.
 
-use temper_algo::group_reuse::{self, injected_reward};
+use temper_algo::group_reuse::{self, injected_reward, shaped_weight};
 use temper_algo::seed::SplitMix64;
 use temper_algo::{Fate, GroupRewards, Rollouts, ShapingInput, fates, split_seed};
 
@@ -79,11 +79,24 @@ pub fn advantages(stage: &OnlineStage, groups: &mut [Group], progress: &mut Prog
     progress.advantage = stage.objective.advantage.remember(&round);
     for (g, counted) in counted.iter().enumerate() {
         let group = &mut groups[counted.index];
-        for (i, rollout) in counted.members.iter().enumerate().filter(|(_, r)| group.fates[**r] == Fate::Kept) {
-            group.adv[*rollout] = all.tokens(g, i, counted.lengths[i]);
+        for (i, &rollout) in counted.members.iter().enumerate() {
+            if group.fates[rollout] == Fate::Kept {
+                group.adv[rollout] = all.tokens(g, i, counted.lengths[i]);
+                weigh_shaped(stage, group, rollout);
+            }
         }
     }
     Ok(())
+}
+
+/// The advantages of a member's tokens, by how likely the policy finds them, where the stage asks for it.
+fn weigh_shaped(stage: &OnlineStage, group: &mut Group, i: usize) {
+    let rollout = &group.rollouts[i];
+    let gamma = stage.inject.as_ref().and_then(|inject| inject.gamma);
+    if let Some(gamma) = gamma.filter(|_| rollout.origin != Origin::Sampled) {
+        let logp = rollout.logp_old().iter().map(|l| f64::from(*l));
+        group.adv[i].iter_mut().zip(logp).for_each(|(adv, logp)| *adv *= shaped_weight(logp, gamma));
+    }
 }
 
 /// Draws the step anew from the rollouts that are trained on, by their advantages. Returns the share of the units that were drawn,

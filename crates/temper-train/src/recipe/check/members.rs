@@ -48,6 +48,17 @@ pub(super) fn problems(at: &str, s: &OnlineStage, found: &mut Found) {
     if s.shaping.iter().filter(|s| matches!(s, RewardShaping::Episodic { .. })).count() > 1 {
         found.error(at, "two `episodic` shapings, and one memory", "give one of them");
     }
+    if let Some(environment) = &s.environment {
+        if let Err(e) = environment.check() {
+            found.error(at, format!("environment: {e}"), "see `temper recipe schema`");
+        }
+        for (given, name) in [(s.inject.is_some(), "inject"), (s.needs_greedy(), "a greedy baseline")] {
+            if given {
+                let what = format!("{name} has one turn, and the environment's episodes have {}", environment.turns());
+                found.error(at, what, "remove one of the two");
+            }
+        }
+    }
     correction(at, s, found);
     if s.redraw.is_some() && !s.objective.surrogate.uses_adv() {
         found.error(at, "`redraw` draws by advantages, and the surrogate reads none", "remove `redraw`");

@@ -1,17 +1,15 @@
 //! Members that the policy did not sample, budgets in stages, and steps that are drawn anew.
 
-mod common;
-
-use common::{go, number, problems, resumes};
+use crate::fixture::{go, number, problems, resumes};
 
 /// The ratio of a demonstration is 1 like that of the group's own rollouts, bit for bit: its log-probabilities are those of the
 /// policy before the update. What was sampled is the same as without.
 #[test]
 fn a_demonstration_has_ratio_one_and_counts_in_no_statistic() {
-    let plain = go(&["stage.rl.steps=1", "stage.rl.group=[]"]).unwrap();
+    let plain = go(&["stage.rl.steps=1", "stage.rl.group=[]"]);
     for micro in ["stage.rl.micro_tokens=30", "stage.rl.micro_tokens=4096"] {
         let shown = ["stage.rl.inject={from=\"demonstration\",when=\"always\"}", "stage.rl.group=[]", micro];
-        let with = go(&[&shown[..], &["stage.rl.steps=1"]].concat()).unwrap();
+        let with = go(&[&shown[..], &["stage.rl.steps=1"]].concat());
         let (round, before) = (&with.rounds()[0], &plain.rounds()[0]);
         assert_eq!((number(round, "ratio/mean"), number(round, "ratio/max")), (1.0, 1.0), "{round}");
         assert_eq!(number(round, "groups/injected_ratio"), 1.0);
@@ -31,9 +29,9 @@ fn a_demonstration_has_ratio_one_and_counts_in_no_statistic() {
 fn a_demonstration_gives_a_hopeless_group_a_signal() {
     let never = "stage.rl.rewards=[{name=\"correct\",kind=\"verifier\"}]";
     let one = ["stage.rl.steps=1", "stage.rl.sampling.max_tokens=1", never];
-    let alone = go(&one).unwrap().rounds().remove(0);
+    let alone = go(&one).rounds().remove(0);
     assert!(alone.get("loss").is_none() && number(&alone, "groups/dropped_ratio") == 1.0, "{alone}");
-    let shown = go(&[&one[..], &["stage.rl.inject={from=\"demonstration\"}"]].concat()).unwrap().rounds().remove(0);
+    let shown = go(&[&one[..], &["stage.rl.inject={from=\"demonstration\"}"]].concat()).rounds().remove(0);
     assert!(number(&shown, "grad_norm") > 0.0 && number(&shown, "groups/dropped_ratio") == 0.0, "{shown}");
     assert_eq!(number(&shown, "frac_reward_zero_std"), 1.0, "of what was sampled");
 }
@@ -63,7 +61,7 @@ fn stored_answers_come_back_and_resume_with_the_same_bits() {
     }
     assert!(!stored.is_empty());
     // Without the correction the same samples give another update.
-    let plain = go(&[&sets[..3], &["stage.rl.objective={advantage={kind=\"returns\"}}"]].concat()).unwrap().rounds();
+    let plain = go(&[&sets[..3], &["stage.rl.objective={advantage={kind=\"returns\"}}"]].concat()).rounds();
     let first = (1..4).find(|i| number(&rounds[*i], "groups/injected_ratio") > 0.0).unwrap();
     assert_eq!(number(&plain[first], "reward"), number(&rounds[first], "reward"));
     assert_ne!(number(&plain[first], "grad_norm"), number(&rounds[first], "grad_norm"));
@@ -73,8 +71,8 @@ fn stored_answers_come_back_and_resume_with_the_same_bits() {
 #[test]
 fn a_budget_in_stages_samples_a_part_of_the_same_completions() {
     let sets = ["stage.rl.steps=1", "stage.rl.group=[]", "stage.rl.sampling.max_tokens=3"];
-    let all = go(&sets).unwrap().rollouts();
-    let staged = go(&[&sets[..], &["stage.rl.budget={stage=2}"]].concat()).unwrap();
+    let all = go(&sets).rollouts();
+    let staged = go(&[&sets[..], &["stage.rl.budget={stage=2}"]].concat());
     let some = staged.rollouts();
     assert!(some.len() < all.len() && some.len() >= 6, "{} of {}", some.len(), all.len());
     let mut rest = all.iter();

@@ -1,17 +1,16 @@
-//! A very small run for tests of the rollout side: a byte tokenizer, a random model of two blocks, a few steps of SFT, and rounds
-//! of GRPO with a reward on which even a random model's groups differ.
-#![allow(dead_code)] // each test file uses its part
+//! Two very small runs. One for what must hold bit for bit: a byte tokenizer, a random model of two blocks, a few steps of SFT, and
+//! rounds of GRPO with a reward on which even a random model's groups differ. One on models/tiny, whose answers are answers.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 use temper_tensor::Cpu;
+use temper_train::Outcome;
 use temper_train::recipe::{self, Recipe, Severity};
 use temper_train::run::{RunOptions, run};
 use temper_train::rundir::RunDir;
 use temper_train::watch::{Event, Silent, Stop, Watch};
-use temper_train::{Error, Outcome};
 
 const RECIPE: &str = r#"
 name = "rollouts"
@@ -55,9 +54,36 @@ checkpoint_every = 1
 log_rollouts_every = 1
 "#;
 
-fn read(sets: &[&str]) -> Recipe {
+const TINY: &str = r#"
+name = "tiny"
+seed = 1
+
+[model.policy]
+path = "models/tiny"
+
+[[stage]]
+id = "rl"
+kind = "online"
+tasks = [{ source = { kind = "tiny_world", families = ["chains"], levels = [1], split = "train" } }]
+steps = 12
+prompts_per_step = 4
+samples_per_prompt = 8
+sampling = { temperature = 1.0, max_tokens = 8 }
+rewards = [{ name = "even", kind = "format", pattern = "[02468]$" }]
+optimizer = { kind = "adamw", lr = 3e-4 }
+micro_tokens = 4096
+max_batch = 64
+checkpoint_every = 100
+log_rollouts_every = 100
+"#;
+
+fn parsed(text: &str, sets: &[&str]) -> Recipe {
     let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    recipe::parse(RECIPE, Path::new("rollouts.toml"), &sets).unwrap()
+    recipe::parse(text, Path::new("rollouts.toml"), &sets).unwrap()
+}
+
+fn read(sets: &[&str]) -> Recipe {
+    parsed(RECIPE, sets)
 }
 
 /// Everything that `temper check` would say of the recipe with these settings.
@@ -66,8 +92,7 @@ pub(crate) fn problems(sets: &[&str]) -> String {
     found.iter().map(|p| format!("{}: {} ({})", p.at, p.what, p.hint)).collect::<Vec<_>>().join("\n")
 }
 
-fn checked(sets: &[&str]) -> Recipe {
-    let recipe = read(sets);
+fn sound(recipe: Recipe) -> Recipe {
     let errors: Vec<_> = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error).collect();
     assert!(errors.is_empty(), "{errors:?}");
     recipe
@@ -82,11 +107,8 @@ impl Done {
     fn dir(&self) -> std::path::PathBuf {
         self.base.path().join("run")
     }
-    pub(crate) fn read(&self, file: &str) -> String {
-        fs::read_to_string(self.dir().join(file)).unwrap()
-    }
     fn lines(&self, file: &str) -> Vec<Value> {
-        let text = self.read(file);
+        let text = fs::read_to_string(self.dir().join(file)).unwrap();
         text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).filter(|v| v["stage"] == "rl").collect()
     }
     /// The rounds' metrics.
@@ -110,11 +132,22 @@ pub(crate) fn number(line: &Value, name: &str) -> f64 {
     line[name].as_f64().unwrap_or_else(|| panic!("{name} is not in {line}"))
 }
 
-pub(crate) fn go(sets: &[&str]) -> Result<Done, Error> {
+fn whole(recipe: &Recipe) -> Done {
     let done = Done { base: tempfile::tempdir().unwrap() };
     let dir = done.dir();
-    run(&checked(sets), &RunDir::at(&dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new())?;
-    Ok(done)
+    run(recipe, &RunDir::at(&dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
+    done
+}
+
+/// Runs the random model.
+pub(crate) fn go(sets: &[&str]) -> Done {
+    whole(&sound(read(sets)))
+}
+
+/// Runs models/tiny.
+pub(crate) fn tiny(sets: &[&str]) -> Done {
+    let path = format!("model.policy.path={}/../../models/tiny", env!("CARGO_MANIFEST_DIR"));
+    whole(&sound(parsed(TINY, &[&[path.as_str()], sets].concat())))
 }
 
 /// Asks the run to stop after a number of rounds.
@@ -133,7 +166,7 @@ impl Watch for StopAfter<'_> {
 
 /// Stopped after each of its four rounds and resumed, the run ends with the same bits. Returns the uninterrupted one.
 pub(crate) fn resumes(sets: &[&str]) -> Done {
-    let (whole, recipe) = (go(sets).unwrap(), checked(sets));
+    let (whole, recipe) = (go(sets), sound(read(sets)));
     for after in 1..4 {
         let part = Done { base: tempfile::tempdir().unwrap() };
         let dir = part.dir();

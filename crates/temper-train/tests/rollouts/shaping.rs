@@ -1,10 +1,8 @@
 //! Rewards that look at the whole group, or back over the run, in whole runs.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{go, number, problems, resumes};
+use crate::fixture::{go, number, problems, resumes, tiny};
 use serde_json::Value;
 
 /// The rollouts of one round by task.
@@ -16,49 +14,47 @@ fn groups(rollouts: &[Value]) -> Vec<Vec<&Value>> {
     all.into_values().collect()
 }
 
-/// Numbers of at least one digit, so that a random model's texts have answers.
-const NUMBERS: &str =
-    "stage.rl.tasks=[{source={kind=\"tiny_world\",families=[\"addition\"],levels=[1],split=\"train\"}}]";
-const ROUND: [&str; 4] =
-    ["stage.rl.steps=1", "stage.rl.group=[]", "stage.rl.samples_per_prompt=8", "stage.sft.steps=12"];
+const ROUND: [&str; 3] = ["stage.rl.steps=1", "stage.rl.group=[]", "stage.rl.tasks.0.source.levels=[2]"];
 
 #[test]
 fn the_majority_of_a_group_is_rewarded() {
     let rewards = "stage.rl.rewards=[{name=\"correct\",kind=\"verifier\",weight=0.0}]";
-    let sets = [NUMBERS, rewards, "stage.rl.shaping=[{kind=\"majority\",weight=2.0}]"];
-    let done = go(&[&ROUND[..], &sets].concat()).unwrap();
+    let done = tiny(&[&ROUND[..], &[rewards, "stage.rl.shaping=[{kind=\"majority\",weight=2.0}]"]].concat());
     let rollouts = done.rollouts();
-    assert!(rollouts.iter().filter(|r| r["said"].is_string()).count() > 1, "{rollouts:?}");
-    let mut total = 0;
+    let (mut total, mut split) = (0, false);
     for group in groups(&rollouts) {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         group.iter().filter_map(|r| r["said"].as_str()).for_each(|said| *counts.entry(said).or_default() += 1);
         total += counts.values().max().copied().unwrap_or(0);
+        split |= counts.len() > 1;
     }
     let round = &done.rounds()[0];
-    assert!((number(round, "reward_shaped") - 2.0 * total as f64 / 24.0).abs() < 1e-12, "{round}");
-    assert_eq!(number(round, "reward"), 0.0);
+    assert!((number(round, "reward_shaped") - 2.0 * total as f64 / 32.0).abs() < 1e-12, "{round}");
+    assert!(split && number(round, "reward") == 0.0 && number(round, "grad_norm") > 0.0, "{round}");
 }
 
 #[test]
 fn what_others_say_too_is_worth_less() {
-    let rewards = "stage.rl.rewards=[{name=\"digit\",kind=\"format\",pattern=\"[0-9]\"}]";
-    let sets =
-        [NUMBERS, rewards, "stage.rl.shaping=[{kind=\"diversity\",same=\"text\"}]", "stage.rl.sampling.max_tokens=2"];
-    let done = go(&[&ROUND[..], &sets].concat()).unwrap();
-    let rollouts = done.rollouts();
-    let mut total = 0.0;
-    for group in groups(&rollouts) {
-        let right: Vec<&str> =
-            group.iter().filter(|r| r["reward"] == 1.0).map(|r| r["completion"].as_str().unwrap()).collect();
-        for text in &right {
-            let others = right.iter().filter(|t| *t != text).count() as f64;
-            total += if right.len() > 1 { (others / (right.len() - 1) as f64).max(0.1) } else { 1.0 };
+    for (same, key) in [("text", "completion"), ("answer", "said")] {
+        let rewards = "stage.rl.rewards=[{name=\"digit\",kind=\"format\",pattern=\"^[0-9]\"},\
+                       {name=\"correct\",kind=\"verifier\",weight=0.0}]";
+        let shaping = format!("stage.rl.shaping=[{{kind=\"diversity\",same=\"{same}\"}}]");
+        let done = tiny(&[&ROUND[..], &[rewards, &shaping]].concat());
+        let rollouts = done.rollouts();
+        let mut total = 0.0;
+        for group in groups(&rollouts) {
+            let right: Vec<&Value> = group.iter().filter(|r| r["reward"] == 1.0).map(|r| &r[key]).collect();
+            let named: Vec<&&Value> = right.iter().filter(|said| said.is_string()).collect();
+            for said in &right {
+                let others = named.iter().filter(|other| **other != said).count() as f64;
+                let alone = named.len() < 2 || !said.is_string();
+                total += if alone { 1.0 } else { (others / (named.len() - 1) as f64).max(0.1) };
+            }
         }
+        let round = &done.rounds()[0];
+        assert!((number(round, "reward_shaped") - total / 32.0).abs() < 1e-12, "{same}: {round}");
+        assert!(number(round, "reward_shaped") < number(round, "reward"), "some are equal: {round}");
     }
-    let round = &done.rounds()[0];
-    assert!((number(round, "reward_shaped") - total / 24.0).abs() < 1e-12, "{round}");
-    assert!(number(round, "reward_shaped") < number(round, "reward"), "some texts are equal: {round}");
 }
 
 #[test]
@@ -72,7 +68,7 @@ fn an_episodic_memory_resumes_with_the_same_bits() {
     for round in &rounds {
         assert!((number(round, "reward_shaped") - number(round, "reward")).abs() < 1e-9, "{round}");
     }
-    let plain = go(&["stage.rl.group=[]"]).unwrap().rounds();
+    let plain = go(&["stage.rl.group=[]"]).rounds();
     assert_eq!(number(&plain[0], "grad_norm"), number(&rounds[0], "grad_norm"), "nothing is remembered yet");
     assert_ne!(number(&plain[1], "grad_norm"), number(&rounds[1], "grad_norm"));
 }
