@@ -45,6 +45,8 @@ pub const FIRST_TURN: &str = "turns/first_reward";
 pub const LAST_TURN: &str = "turns/last_reward";
 /// Share of the round's groups that got a member from elsewhere (`inject`).
 pub const GROUPS_INJECTED: &str = "groups/injected_ratio";
+/// Groups of another learner in the round's step (`shared`).
+pub const GROUPS_SHARED: &str = "groups/shared";
 /// Tasks for which a right answer is stored (`inject` from `stored`).
 pub const STORED_ANSWERS: &str = "groups/stored_answers";
 /// Right rollouts in the episodic memory (shaping `episodic`).

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
 use crate::recipe::OnlineStage;
-use crate::rollout::{self, Group, Sampling, Sources, measure};
+use crate::rollout::{self, Group, Peer, Sampling, Sources, measure};
 use crate::state::Progress;
 use crate::watch::Event;
 
@@ -31,11 +31,13 @@ pub fn run(
     let seed = ctx.stage_seed(&stage.id);
     let sources = Sources::open(stage, seed, progress)?;
     let mut scorer = Scorer::new(&stage.rewards)?;
+    let peer = Peer::open(ctx, stage)?;
     let context = learner.model.config.max_position_embeddings;
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
     while progress.step < stage.steps {
         let begun = Instant::now();
-        let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage, seed, context };
+        let peer = peer.as_ref();
+        let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage, seed, peer, context };
         let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
         rollout::advantages(stage, &mut groups, progress)?;
         let drawn = rollout::redrawn(stage, &mut groups, progress.step, seed);

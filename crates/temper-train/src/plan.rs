@@ -234,6 +234,13 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         };
         figures.push(("added", format!("{what} {when}; its log-probabilities take a forward pass over it")));
     }
+    if let Some(shared) = &s.shared {
+        let what = format!(
+            "up to {} groups of `{}` beside {} of its own in a step",
+            shared.groups, shared.stage, shared.local
+        );
+        figures.push(("shared", what));
+    }
     if s.episodic().is_some() {
         figures.push(("extra pass", "the policy's hidden rows of every completion, for the episodic memory".into()));
     }

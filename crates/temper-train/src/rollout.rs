@@ -9,6 +9,7 @@ mod memory;
 mod round;
 mod sample;
 mod shape;
+mod share;
 
 use serde::Serialize;
 use temper_algo::Fate;
@@ -23,6 +24,7 @@ pub use line::RolloutLine;
 pub use round::Sampling;
 pub use sample::complete;
 pub use shape::{advantages, redrawn};
+pub use share::Peer;
 
 /// Branches of a stage's seed.
 const SAMPLE: u64 = 2;
@@ -32,6 +34,7 @@ const MIX: u64 = 4;
 const NOISE: u64 = 5;
 const REDRAW: u64 = 8;
 const REFINE: u64 = 9;
+const SHARE: u64 = 10;
 
 /// Where a completion comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -43,6 +46,8 @@ pub enum Origin {
     Demonstration,
     /// The policy sampled it in this round with a wrong rollout and its critique in view.
     Refinement,
+    /// Another learner sampled it.
+    Shared,
     /// The policy sampled it in an earlier round.
     Stored {
         /// That round, from 1.

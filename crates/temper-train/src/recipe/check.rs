@@ -439,7 +439,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
         found.positive(at, name, value);
     }
     group_problems(at, s, found);
-    members::problems(at, s, found);
+    members::problems(recipe, at, s, found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,

@@ -195,6 +195,21 @@ pub struct TaskMix {
     pub share: f64,
 }
 
+/// Rollouts shared by another learner: an online stage of the same run that came before. In its round t a learner trains on `local`
+/// of its own groups and on `groups` of those that the other one sampled in its round t, both drawn from the groups with a
+/// signal. Source: SAPO (swarm sampling), arXiv 2509.08721 (B093).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Shared {
+    /// The other learner: an online stage before this one that keeps all its rollouts (`log_rollouts_every = 1`), with the same
+    /// kinds of tasks and rewards. Its text is re-tokenised, its rewards are taken over.
+    pub stage: String,
+    /// Own groups in a step, at most.
+    pub local: usize,
+    /// The other's groups in a step, at most.
+    pub groups: usize,
+}
+
 /// Train on what the model samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -238,6 +253,9 @@ pub struct OnlineStage {
     /// A member of the group that the policy did not sample in this round (default none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inject: Option<Inject>,
+    /// Groups that another learner sampled, in every step (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Shared>,
     /// Draw the step anew from the round's completions, by their advantages (default: each of them once).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redraw: Option<Redraw>,

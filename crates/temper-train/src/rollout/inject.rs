@@ -143,7 +143,7 @@ fn stored(tokenizer: &Tokenizer, answer: &Answer) -> Rollout {
     member(tokenizer, answer.tokens.clone(), answer.logp_gen.clone(), Origin::Stored { round: answer.round + 1 })
 }
 
-fn member(tokenizer: &Tokenizer, tokens: Vec<u32>, logp_gen: Vec<f32>, origin: Origin) -> Rollout {
+pub(super) fn member(tokenizer: &Tokenizer, tokens: Vec<u32>, logp_gen: Vec<f32>, origin: Origin) -> Rollout {
     Rollout {
         text: tokenizer.decode(&tokens, true),
         authors: vec![if origin == Origin::Demonstration { Author::Teacher } else { Author::Model }; tokens.len()],

@@ -81,6 +81,10 @@ pub fn members(stage: &OnlineStage, groups: &[Group], progress: &Progress, metri
         let with = groups.iter().filter(|g| g.rollouts.len() > g.sampled().count());
         metrics.set(names::GROUPS_INJECTED, share(with.count() as f64));
     }
+    if stage.shared.is_some() {
+        let theirs = groups.iter().filter(|g| g.rollouts.iter().all(|r| r.origin == Origin::Shared));
+        metrics.set(names::GROUPS_SHARED, theirs.count() as f64);
+    }
     if stage.stores().is_some() {
         metrics.set(names::STORED_ANSWERS, progress.answers.len() as f64);
     }

@@ -4,7 +4,7 @@ use temper_algo::split_seed;
 use temper_env::Scorer;
 use temper_model::Model;
 
-use super::{Group, NOISE, REFINE, SAMPLE, Sources, inject, memory, sample, shape};
+use super::{Group, NOISE, Peer, REFINE, SAMPLE, Sources, inject, memory, sample, shape};
 use crate::context::Context;
 use crate::error::Result;
 use crate::recipe::OnlineStage;
@@ -21,6 +21,8 @@ pub struct Sampling<'a> {
     pub stage: &'a OnlineStage,
     /// Its seed.
     pub seed: u64,
+    /// The learner that it shares rollouts with.
+    pub peer: Option<&'a Peer>,
     /// The model's longest sequence.
     pub context: usize,
 }
@@ -43,6 +45,9 @@ impl Sampling<'_> {
             }
             let new = self.groups(ctx, model, progress, dropped.len(), attempt)?;
             replaced.extend(dropped.into_iter().zip(new).map(|(i, group)| std::mem::replace(&mut groups[i], group)));
+        }
+        if let Some(peer) = self.peer {
+            peer.mix(ctx.tokenizer()?, self.stage, self.context, &mut groups, progress.step, self.seed)?;
         }
         inject::score_now(ctx, model, self.stage, &mut groups)?;
         if let Some(inject) = self.stage.stores() {

@@ -65,12 +65,12 @@ path = "models/tiny"
 id = "rl"
 kind = "online"
 tasks = [{ source = { kind = "tiny_world", families = ["chains"], levels = [1], split = "train" } }]
-steps = 12
+steps = 14
 prompts_per_step = 4
 samples_per_prompt = 8
 sampling = { temperature = 1.0, max_tokens = 8 }
 rewards = [{ name = "even", kind = "format", pattern = "[02468]$" }]
-optimizer = { kind = "adamw", lr = 3e-4 }
+optimizer = { kind = "adamw", lr = 8e-4 }
 micro_tokens = 4096
 max_batch = 64
 checkpoint_every = 100
@@ -144,6 +144,19 @@ pub(crate) fn go(sets: &[&str]) -> Done {
     whole(&sound(read(sets)))
 }
 
+/// The random model with another learner: a stage `peer` before, like `rl`, from the same start.
+fn with_peer(sets: &[&str]) -> Recipe {
+    let rl = RECIPE.find("[[stage]]\nid = \"rl\"").unwrap();
+    let peer = RECIPE[rl..].replace("id = \"rl\"", "id = \"peer\"");
+    let text = format!("{}{peer}\n{}\nfrom = \"sft\"\n", &RECIPE[..rl], &RECIPE[rl..]);
+    sound(parsed(&text, sets))
+}
+
+/// Two learners, stopped after each round of the second one and resumed. Returns the uninterrupted run.
+pub(crate) fn peers_resume(sets: &[&str]) -> Done {
+    stopped_and_resumed(&with_peer(sets))
+}
+
 /// Runs models/tiny.
 pub(crate) fn tiny(sets: &[&str]) -> Done {
     let path = format!("model.policy.path={}/../../models/tiny", env!("CARGO_MANIFEST_DIR"));
@@ -166,15 +179,19 @@ impl Watch for StopAfter<'_> {
 
 /// Stopped after each of its four rounds and resumed, the run ends with the same bits. Returns the uninterrupted one.
 pub(crate) fn resumes(sets: &[&str]) -> Done {
-    let (whole, recipe) = (go(sets), sound(read(sets)));
+    stopped_and_resumed(&sound(read(sets)))
+}
+
+fn stopped_and_resumed(recipe: &Recipe) -> Done {
+    let whole = whole(recipe);
     for after in 1..4 {
         let part = Done { base: tempfile::tempdir().unwrap() };
         let dir = part.dir();
         let stop = Stop::new();
         let options = RunOptions { resume: true, ..RunOptions::default() };
-        let first = run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop);
+        let first = run(recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop);
         assert_eq!(first.unwrap(), Outcome::Interrupted, "after {after} rounds");
-        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
+        run(recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
         whole.same(&part);
     }
     whole

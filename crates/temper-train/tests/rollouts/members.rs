@@ -1,6 +1,6 @@
 //! Members that the policy did not sample, budgets in stages, and steps that are drawn anew.
 
-use crate::fixture::{go, number, problems, resumes};
+use crate::fixture::{go, number, peers_resume, problems, resumes};
 
 /// The ratio of a demonstration is 1 like that of the group's own rollouts, bit for bit: its log-probabilities are those of the
 /// policy before the update. What was sampled is the same as without.
@@ -89,6 +89,19 @@ fn a_budget_in_stages_samples_a_part_of_the_same_completions() {
     }
 }
 
+/// A second learner trains on the first one's rollouts beside its own: their text is re-tokenised, and their ratio is taken
+/// to the policy that learns.
+#[test]
+fn another_learners_groups_are_trained_on_and_resume() {
+    let sets = ["stage.rl.shared={stage=\"peer\",local=1,groups=2}", "stage.rl.group=[]"];
+    let done = peers_resume(&sets);
+    let rounds = done.rounds();
+    assert!(rounds.iter().all(|r| (number(r, "ratio/mean"), number(r, "ratio/max")) == (1.0, 1.0)), "{rounds:?}");
+    assert!(rounds.iter().any(|r| number(r, "groups/shared") > 0.0));
+    assert!(rounds.iter().all(|r| number(r, "groups/shared") <= 2.0 && number(r, "grad_norm") > 0.0));
+    assert!(done.rollouts().iter().filter(|r| r["origin"] == "sampled").count() >= 4 * 12);
+}
+
 #[test]
 fn a_redrawn_step_resumes_with_the_same_bits() {
     let done = resumes(&["stage.rl.redraw={unit=\"pair\"}", "stage.rl.sampling.max_tokens=3", "stage.rl.group=[]"]);
@@ -108,6 +121,7 @@ fn settings_without_sense_are_found() {
             "comes twice",
         ),
         (&["stage.rl.inject={from=\"stored\",rewards=[\"form\"]}"], "no reward part `form`"),
+        (&["stage.rl.shared={stage=\"sft\",local=1,groups=1}"], "no online stage before"),
         (&["stage.rl.budget={stage=4}"], "stage is 4"),
         (&["stage.rl.budget={stage=2}", "stage.rl.objective={advantage={kind=\"risk\",bundle=3}}"], "differ in number"),
         (&[correction], "same numbers"),

@@ -5,10 +5,11 @@ use temper_algo::{Advantage, Needs, RewardShaping};
 use temper_env::{RewardKind, TaskSource};
 
 use super::Found;
-use crate::recipe::OnlineStage;
+use crate::recipe::{OnlineStage, Recipe, Stage};
 
 /// What goes beyond G completions of each prompt that all count once.
-pub(super) fn problems(at: &str, s: &OnlineStage, found: &mut Found) {
+pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
+    shared(recipe, at, s, found);
     let names: Vec<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
     found.parts(at, "inject", s.inject.iter().flat_map(|i| i.check(&names)).collect());
     found.parts(at, "budget", s.budget.iter().flat_map(|b| b.check(s.samples_per_prompt)).collect());
@@ -62,6 +63,39 @@ pub(super) fn problems(at: &str, s: &OnlineStage, found: &mut Found) {
     correction(at, s, found);
     if s.redraw.is_some() && !s.objective.surrogate.uses_adv() {
         found.error(at, "`redraw` draws by advantages, and the surrogate reads none", "remove `redraw`");
+    }
+}
+
+/// The other learner is an online stage before, which keeps what it samples.
+fn shared(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
+    let Some(shared) = &s.shared else { return };
+    let before = recipe.stage.iter().take_while(|stage| stage.id() != s.id);
+    let online = before.filter_map(|stage| if let Stage::Online(peer) = stage { Some(peer) } else { None });
+    match online.into_iter().find(|peer| peer.id == shared.stage) {
+        None => found.error(
+            at,
+            format!("`shared` names `{}`, which is no online stage before this one", shared.stage),
+            "name an earlier stage of kind `online`",
+        ),
+        Some(peer) if peer.log_rollouts_every != 1 => found.error(
+            at,
+            format!("the stage `{}` does not keep all its rollouts", peer.id),
+            "set its `log_rollouts_every = 1`",
+        ),
+        Some(peer) if peer.environment.is_some() || s.environment.is_some() => {
+            found.error(at, "rollouts of several turns cannot be shared", "remove `environment` or `shared`");
+        }
+        Some(_) => {}
+    }
+    if shared.local > s.prompts_per_step || shared.local + shared.groups == 0 {
+        found.error(
+            at,
+            format!("shared.local is {} and shared.groups {}", shared.local, shared.groups),
+            "at least one group in all, of one's own at most `prompts_per_step`",
+        );
+    }
+    if shared.groups == 0 {
+        found.error(at, "shared.groups is 0, so nothing is shared", "remove `shared`");
     }
 }
 
