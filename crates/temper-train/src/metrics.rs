@@ -39,6 +39,24 @@ pub const GROUPS_MISSING: &str = "groups/missing";
 /// Share of the sampled completions of groups that are trained on which are themselves left out (cut off, or not chosen by a
 /// down-sampling rule); only where a recipe leaves out single completions.
 pub const ROLLOUTS_LEFT_OUT: &str = "completions/left_out_ratio";
+/// Mean reward of the model's first turns, by themselves; only with an environment.
+pub const FIRST_TURN: &str = "turns/first_reward";
+/// Mean reward of the model's last turns, by themselves; only with an environment.
+pub const LAST_TURN: &str = "turns/last_reward";
+/// Share of the round's groups that got a member from elsewhere (`inject`).
+pub const GROUPS_INJECTED: &str = "groups/injected_ratio";
+/// Groups of another learner in the round's step (`shared`).
+pub const GROUPS_SHARED: &str = "groups/shared";
+/// Tasks for which a right answer is stored (`inject` from `stored`).
+pub const STORED_ANSWERS: &str = "groups/stored_answers";
+/// Right rollouts in the episodic memory (shaping `episodic`).
+pub const MEMORY_RIGHT: &str = "memory/right";
+/// Wrong rollouts in the episodic memory (shaping `episodic`).
+pub const MEMORY_WRONG: &str = "memory/wrong";
+/// Share of the round's completions that a budget in stages did not sample (`budget`).
+pub const BUDGET_SAVED: &str = "completions/saved_ratio";
+/// Share of the units that the step was drawn from which are in it (`redraw`).
+pub const REDRAWN: &str = "completions/redrawn_ratio";
 /// Mean reward of the greedy completions, as scored; only where a part needs them.
 pub const REWARD_GREEDY: &str = "reward_greedy";
 /// Mean estimate of the KL to the reference over the round's sampled tokens, before `beta`; only with the KL in the reward.
@@ -109,6 +127,10 @@ impl Metrics {
     /// Adds a number.
     pub fn set(&mut self, name: impl Into<String>, value: f64) {
         self.0.push((name.into(), value));
+    }
+    /// Adds the values of moving settings, by path.
+    pub fn knobs(&mut self, values: &[(&str, f64)]) {
+        self.0.extend(values.iter().map(|(path, value)| (knob(path), *value)));
     }
     /// The number called `name`.
     pub fn get(&self, name: &str) -> Option<f64> {

@@ -112,7 +112,7 @@ pub fn run(
         metrics.set(names::ENTROPY, sums.entropy / sums.scored.max(1) as f64);
         metrics.set(names::MEAN_TOKEN_ACCURACY, sums.correct as f64 / sums.scored.max(1) as f64);
         term_metrics(&loss, &sums, &mut metrics);
-        knobs.iter().for_each(|(path, value)| metrics.set(names::knob(path), *value));
+        metrics.knobs(&knobs);
         stage.knobs.observe(&mut progress.knobs, None, metrics.get(names::ENTROPY));
         constrain(stage, progress, &picked, &sums.nll, &mut metrics);
         ctx.log_step(&stage.id, progress.step, total, &metrics, begun.elapsed(), sums.tokens)?;

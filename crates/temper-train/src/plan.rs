@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use temper_algo::Coupling;
+use temper_algo::group_reuse::{InjectFrom, InjectWhen};
 use temper_data::{Encoded, Tokenizer};
 use temper_model::Config;
 
@@ -200,7 +201,8 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     let updates = s.steps * s.inner_epochs * s.minibatches;
     let greedy = if s.needs_greedy() { s.prompts_per_step } else { 0 };
     let times = 1 + u64::from(s.refill());
-    let most = ((completions + greedy) * s.sampling.max_tokens) as u64 * times;
+    let turns = s.environment.as_ref().map_or(1, temper_env::Environment::turns);
+    let most = (turns * (completions + greedy) * s.sampling.max_tokens) as u64 * times;
     let mut figures = vec![
         ("rounds", grouped(s.steps as u64)),
         (
@@ -214,6 +216,35 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     ];
     if greedy > 0 {
         figures.push(("greedy completions", format!("{greedy} more a round, for the baseline")));
+    }
+    if turns > 1 {
+        figures.push(("turns", format!("{turns} of the model in each completion")));
+    }
+    if let Some(budget) = s.budget {
+        let what = format!("{} samples at a time, until one is right", budget.stage);
+        figures.push(("in stages", what));
+    }
+    if let Some(inject) = &s.inject {
+        let what = match inject.from {
+            InjectFrom::Demonstration => "a demonstration",
+            InjectFrom::Stored => "an earlier right answer",
+            InjectFrom::Refinement => "a refined wrong answer",
+        };
+        let when = match inject.when {
+            InjectWhen::AllWrong => "to groups without a right answer",
+            InjectWhen::Always => "to every group",
+        };
+        figures.push(("added", format!("{what} {when}; its log-probabilities take a forward pass over it")));
+    }
+    if let Some(shared) = &s.shared {
+        let what = format!(
+            "up to {} groups of `{}` beside {} of its own in a step",
+            shared.groups, shared.stage, shared.local
+        );
+        figures.push(("shared", what));
+    }
+    if s.episodic().is_some() {
+        figures.push(("extra pass", "the policy's hidden rows of every completion, for the episodic memory".into()));
     }
     if times > 1 {
         figures.push(("refilling", format!("dropped groups are sampled anew, at most {} times a round", s.refill())));
@@ -243,8 +274,10 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
     // A critic has gradients and two moments of its own.
     let models = 1 + usize::from(reference) + if s.critic.is_some() { 4 } else { 0 };
     // A group is never split, so the largest micro-batch holds at least one.
-    let group = s.max_prompt_tokens + s.samples_per_prompt * s.sampling.max_tokens;
-    let cached = s.max_batch.min(completions) * (s.max_prompt_tokens + s.sampling.max_tokens);
+    let group = s.max_prompt_tokens + s.samples_per_prompt * turns * s.sampling.max_tokens;
+    // Episodes keep their caches between their turns.
+    let at_once = if turns > 1 { completions } else { s.max_batch.min(completions) };
+    let cached = at_once * (s.max_prompt_tokens + turns * s.sampling.max_tokens);
     StagePlan {
         memory: known.config.as_ref().map(|c| memory(c, s.micro_tokens.max(group), s.recompute, cached, models)),
         ..simple(&s.id, "online", figures)

@@ -353,12 +353,12 @@ fn critic(ctx: &Context, this: &Stage, start: &Model) -> Result<Option<Critic>> 
     Critic::new(ctx.ops(), body).map(Some)
 }
 
-fn path_of(spec: Option<&ModelSpec>) -> Option<&String> {
-    spec.and_then(|s| s.path.as_ref())
+fn path_of(spec: Option<&ModelSpec>) -> Option<&str> {
+    spec.and_then(|s| s.path.as_deref())
 }
 
 /// Loads the model of another role, which reads the policy's tokens.
-fn other(ctx: &Context, role: &str, path: &String, start: &Model) -> Result<Model> {
+fn other(ctx: &Context, role: &str, path: &str, start: &Model) -> Result<Model> {
     let (model, _) = load_model(ctx.ops(), &hub::local(path)?)?;
     if model.config.vocab_size == start.config.vocab_size {
         return Ok(model);

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::examples::Order;
 use crate::ledger::Ledger;
 use crate::recipe::KnobStates;
+use crate::rollout::Answers;
 
 /// Where a stage is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +42,12 @@ pub struct Progress {
     /// What the stage's moving settings remember.
     #[serde(default, skip_serializing_if = "KnobStates::is_empty")]
     pub knobs: KnobStates,
+    /// Right answers of an online stage that stores them.
+    #[serde(default, skip_serializing_if = "Answers::is_empty")]
+    pub answers: Answers,
+    /// The episodic memory of an online stage that has one.
+    #[serde(default, skip_serializing_if = "temper_algo::Memory::is_empty")]
+    pub memory: temper_algo::Memory,
 }
 
 impl Progress {

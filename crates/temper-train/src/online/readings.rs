@@ -2,18 +2,18 @@
 //! the reference and the cost of the KL, the critic's values and what it has to learn.
 
 use temper_algo::{KlReward, StepReward, token_rewards};
+use temper_env::Verdict;
 use temper_model::{Batch, Model};
 use temper_tensor::HeadSpec;
 
-use super::pass::group_batch;
 use crate::context::Context;
 use crate::critic::Critic;
 use crate::error::{Error, Result};
 use crate::offline::micro_batches;
 use crate::recipe::OnlineStage;
-use crate::rollout::Group;
+use crate::rollout::{self, Group};
 
-/// What was read of one completion of T tokens.
+/// What was read of one completion of T scored tokens.
 #[derive(Debug, Clone, Default)]
 pub struct Readings {
     /// Log-probabilities under the reference `[T]`; empty where they were not read.
@@ -52,10 +52,11 @@ fn each(
 ) -> Result<()> {
     let mut groups: Vec<&mut Group> = groups.iter_mut().filter(|g| !g.dropped()).collect();
     for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
-        let batch = group_batch(&groups[part.clone()].iter().map(|g| &**g).collect::<Vec<_>>())?;
+        let batch = rollout::batch(&groups[part.clone()].iter().map(|g| &**g).collect::<Vec<_>>())?;
         let mut numbers = read(&batch)?.into_iter();
-        for rollout in groups[part].iter_mut().flat_map(|g| &mut g.rollouts) {
-            put(&mut rollout.read, numbers.by_ref().take(rollout.tokens.len()).collect());
+        for member in groups[part].iter_mut().flat_map(|g| &mut g.rollouts) {
+            let scored = member.scored();
+            put(&mut member.read, numbers.by_ref().take(scored).collect());
         }
     }
     Ok(())
@@ -68,7 +69,7 @@ fn each(
 pub(super) fn finite(groups: &[Group]) -> Result<()> {
     for group in groups {
         for (rollout, shaped) in group.rollouts.iter().zip(&group.shaped) {
-            let parts = rollout.verdict.iter().flat_map(|v| v.parts()).map(|(name, value)| (name.as_str(), *value));
+            let parts = rollout.verdict.iter().flat_map(Verdict::parts).map(|(name, value)| (name.as_str(), *value));
             let after = [("after shaping", *shaped), ("less the KL to the reference", shaped - rollout.read.cost)];
             if let Some((name, value)) = parts.chain(after).find(|(_, value)| !value.is_finite()) {
                 return Err(Error::user(
@@ -85,7 +86,7 @@ pub(super) fn finite(groups: &[Group]) -> Result<()> {
 pub(super) fn charge(kl: &KlReward, groups: &mut [Group]) -> Option<f64> {
     let (mut sum, mut count) = (0.0, 0);
     for rollout in groups.iter_mut().filter(|g| !g.dropped()).flat_map(|g| &mut g.rollouts) {
-        let logp: Vec<f64> = rollout.logp_gen.iter().map(|&x| f64::from(x)).collect();
+        let logp: Vec<f64> = rollout.logp_old().iter().map(|&x| f64::from(x)).collect();
         let estimates = kl.estimates(&logp, &rollout.read.logp_ref);
         sum += estimates.iter().sum::<f64>();
         count += estimates.len();
@@ -100,7 +101,7 @@ pub(super) fn charge(kl: &KlReward, groups: &mut [Group]) -> Option<f64> {
 pub(super) fn targets(stage: &OnlineStage, groups: &mut [Group]) {
     for group in groups.iter_mut().filter(|g| !g.dropped()) {
         for (rollout, shaped) in group.rollouts.iter_mut().zip(&group.shaped) {
-            let (read, length) = (&mut rollout.read, rollout.tokens.len());
+            let (length, read) = (rollout.scored(), &mut rollout.read);
             if read.values.len() == length {
                 let rewards = token_rewards(shaped - read.cost, length, &read.steps);
                 read.ret = stage.objective.advantage.value_targets(&rewards, &read.values);
@@ -111,34 +112,33 @@ pub(super) fn targets(stage: &OnlineStage, groups: &mut [Group]) {
 
 #[cfg(test)]
 mod tests {
-    use temper_env::Verdict;
-    use temper_model::Stop;
+    use temper_model::{Author, Stop};
 
     use super::*;
-    use crate::rollout::Rollout;
+    use crate::rollout::{Origin, Rollout};
 
     fn group(reward: f64, shaped: f64, cost: f64) -> Group {
         let world = r#"{"kind":"tiny_world","families":["copying"],"levels":[1],"split":"train"}"#;
         let task = serde_json::from_str::<temper_env::TaskSource>(world).unwrap().open(0).unwrap().get(0).unwrap();
         let rollout = Rollout {
             tokens: vec![1, 2],
+            authors: vec![Author::Model; 2],
             logp_gen: vec![-1.0, -2.0],
+            logp_old: None,
+            origin: Origin::Sampled,
+            embedding: vec![],
+            intrinsic: 0.0,
+            weight: 1.0,
+            earlier: vec![],
+            last_reward: 0.0,
             stop: Stop::Eos,
             text: String::new(),
             lost_mass: 0.0,
-            verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)] }),
+            verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)], said: None }),
             read: Readings { cost, ..Readings::default() },
         };
-        Group {
-            task,
-            prompt: vec![1],
-            rollouts: vec![rollout],
-            success: 0.0,
-            greedy: None,
-            shaped: vec![shaped],
-            fates: vec![temper_algo::Fate::Kept],
-            adv: vec![],
-        }
+        let (shaped, fates) = (vec![shaped], vec![temper_algo::Fate::Kept]);
+        Group { rollouts: vec![rollout], shaped, fates, ..Group::new(task, vec![1]) }
     }
 
     #[test]

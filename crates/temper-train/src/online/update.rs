@@ -124,10 +124,10 @@ fn optimiser_step(
     groups: &[&Group],
     done: &mut Update,
 ) -> Result<f64> {
-    let masks: Vec<Vec<f32>> =
-        groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.tokens.len()])).collect();
-    let owners = groups.iter().enumerate().flat_map(|(i, g)| g.rollouts.iter().map(move |_| i as u64));
-    let sequences: Vec<SequenceMask> = owners.zip(&masks).map(|(g, mask)| SequenceMask::new(g, mask)).collect();
+    let masks: Vec<Vec<f32>> = groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.scored()])).collect();
+    let owners = groups.iter().enumerate().flat_map(|(i, g)| g.rollouts.iter().map(move |r| (i as u64, r.weight)));
+    let sequences: Vec<SequenceMask> =
+        owners.zip(&masks).map(|((group, weight), mask)| SequenceMask { group, weight, mask }).collect();
     let weights = stage.objective.weighting.weights(&sequences)?;
     let mut weights = weights.into_iter();
     let weights: Vec<Vec<f64>> =

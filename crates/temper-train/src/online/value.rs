@@ -2,14 +2,13 @@
 
 use temper_algo::stats::Running;
 
-use super::pass::group_batch;
 use crate::context::Context;
 use crate::critic::Critic;
 use crate::error::Result;
 use crate::metrics::{self as names, Metrics};
 use crate::offline::micro_batches;
 use crate::recipe::{CriticStage, OnlineStage};
-use crate::rollout::Group;
+use crate::rollout::{self, Group};
 
 /// What the critic's optimiser steps of a round added up to.
 #[derive(Debug, Default)]
@@ -43,7 +42,7 @@ impl ValueUpdate {
             let column = |of: fn(&Group) -> Vec<f64>| groups.iter().flat_map(|g| of(g)).collect::<Vec<f64>>();
             let old = column(|g| g.rollouts.iter().flat_map(|r| r.read.values.clone()).collect());
             let ret = column(|g| g.rollouts.iter().flat_map(|r| r.read.ret.clone()).collect());
-            let batch = group_batch(groups)?;
+            let batch = rollout::batch(groups)?;
             self.tokens += batch.ids.len() as u64;
             critic.accumulate(ctx.ops(), &batch, stage.recompute, &mut |values| {
                 let terms =

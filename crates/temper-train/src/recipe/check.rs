@@ -1,8 +1,11 @@
 //! Everything that can be wrong with a recipe before a weight is loaded, reported together.
 
+mod members;
+
 use std::collections::BTreeSet;
 
-use temper_algo::{GroupShaper, Needs, Schedule, Signal, Warmup, Weighting};
+use temper_algo::group_reuse::InjectFrom;
+use temper_algo::{GroupShaper, Needs, RewardShaping, Schedule, Signal, Warmup, Weighting};
 use temper_env::TaskSource;
 
 use super::knobs::{self, Knobs};
@@ -445,7 +448,10 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     for task in &s.tasks {
         found.tasks(at, &task.source);
-        found.no_demonstrations(at, &task.source);
+        let shown = s.inject.as_ref().is_some_and(|i| i.from == InjectFrom::Demonstration);
+        if !shown {
+            found.no_demonstrations(at, &task.source);
+        }
     }
     let names: BTreeSet<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
     if names.len() < s.rewards.len() {
@@ -453,7 +459,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     if s.rewards.is_empty() {
         found.error(at, "`rewards` is empty", "add one, such as `{ name = \"correct\", kind = \"verifier\" }`");
-    } else if s.rewards.iter().all(|r| r.weight == 0.0) {
+    } else if s.rewards.iter().all(|r| r.weight == 0.0) && !s.shaping.iter().any(RewardShaping::adds) {
         found.error(at, "every reward has weight 0", "give at least one reward a weight");
     }
     for part in &s.rewards {
@@ -478,6 +484,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     group_problems(at, s, found);
     critic_problems(recipe, at, s, found);
+    members::problems(recipe, at, s, found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,
@@ -490,13 +497,6 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
             at,
             "the KL term (`kl`, `kl_reward` or the surrogate's own) needs a reference model",
             "add `[model.reference]` with `policy_at = \"stage_start\"` or a `path`",
-        );
-    }
-    if s.objective.needs().contains(Needs::LOGP_GEN) {
-        found.error(
-            at,
-            "the `correction` compares log-probabilities as sampled with those before the update, and here they are the same numbers",
-            "remove `correction`: sampler and trainer agree bit for bit, and every step trains on its own samples",
         );
     }
     generation_problems(at, &s.sampling, found);

@@ -21,7 +21,7 @@ pub use parts::{
     Batch, Clip, CriticStage, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models,
     Optimizer, Overflow, SaveDtype, Shape,
 };
-pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Stage, TaskMix, TokenizerStage};
+pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
