@@ -4,8 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Problem;
 use crate::ratio::bounded_exp;
+use crate::{Level, Problem};
 
 /// An estimator, with `d = logp - logp_ref` at the sampled token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -61,7 +61,7 @@ impl KlEstimator {
 
 /// KL in the reward instead of the loss: `beta * estimate` is subtracted from what a sample earned, as a number without
 /// gradient, before advantages are made. With `k1` the expected reward is that of KL-regularised RL. Source: Ziegler et al.,
-/// arXiv 1909.08593, equation 2; verl's `apply_kl_penalty`; TRL's RLOO.
+/// arXiv 1909.08593, equation 2; verl's `apply_kl_penalty` and TRL's PPO by token, TRL's RLOO by sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KlReward {
@@ -70,39 +70,42 @@ pub struct KlReward {
     pub estimator: KlEstimator,
     /// Its coefficient, above 0.
     pub beta: f64,
+    /// `token`: every token pays for itself, so that what comes later does not burden what came before; for advantages that
+    /// read rewards of tokens. `sequence` (the default): the sum is taken off the total reward.
+    #[serde(default = "by_sequence")]
+    pub level: Level,
 }
 
+fn by_sequence() -> Level {
+    Level::Sequence
+}
 fn k1() -> KlEstimator {
     KlEstimator::K1 {}
 }
 
 impl KlReward {
-    /// The reward of a whole sequence: `reward - beta * sum_t(kl_t)` over tokens of mask other than 0.
+    /// The estimate at every token of one sequence `[T]`, without `beta`.
     ///
     /// # Shapes
-    /// `logp` (of the policy that sampled), `logp_ref`, `mask`: `[T]`.
+    /// `logp` (of the policy that sampled), `logp_ref`: `[T]`.
+    pub fn estimates(&self, logp: &[f64], logp_ref: &[f64]) -> Vec<f64> {
+        logp.iter().zip(logp_ref).map(|(logp, logp_ref)| self.estimator.term(*logp, *logp_ref).x).collect()
+    }
+
+    /// What of these estimates is taken off the total reward, and what off each token's `[T]` (empty where nothing is).
     ///
     /// ```
-    /// use temper_algo::{KlEstimator, KlReward};
-    /// let kl = KlReward { estimator: KlEstimator::K1 {}, beta: 0.5 };
-    /// assert_eq!(kl.sequence(1.0, &[-1.0, -2.0], &[-2.0, -2.5], &[1.0, 1.0]), 0.25);
+    /// use temper_algo::{KlEstimator, KlReward, Level};
+    /// let kl = KlReward { estimator: KlEstimator::K1 {}, beta: 0.5, level: Level::Sequence };
+    /// let estimates = kl.estimates(&[-1.0, -2.0], &[-2.0, -2.5]);
+    /// assert_eq!(kl.costs(&estimates), (0.75, vec![]));
+    /// assert_eq!(KlReward { level: Level::Token, ..kl }.costs(&estimates), (0.0, vec![0.5, 0.25]));
     /// ```
-    pub fn sequence(&self, reward: f64, logp: &[f64], logp_ref: &[f64], mask: &[f32]) -> f64 {
-        reward - self.costs(logp, logp_ref, mask).iter().sum::<f64>()
-    }
-
-    /// The reward of each token: `-beta * kl_t`, plus `reward` on the last token of mask other than 0; 0 where the mask is.
-    pub fn tokens(&self, reward: f64, logp: &[f64], logp_ref: &[f64], mask: &[f32]) -> Vec<f64> {
-        let mut rewards: Vec<f64> = self.costs(logp, logp_ref, mask).iter().map(|cost| 0.0 - cost).collect();
-        if let Some(last) = mask.iter().rposition(|m| *m != 0.0) {
-            rewards[last] += reward;
+    pub fn costs(&self, estimates: &[f64]) -> (f64, Vec<f64>) {
+        match self.level {
+            Level::Sequence => (self.beta * estimates.iter().sum::<f64>(), vec![]),
+            Level::Token => (0.0, estimates.iter().map(|kl| self.beta * kl).collect()),
         }
-        rewards
-    }
-
-    fn costs(&self, logp: &[f64], logp_ref: &[f64], mask: &[f32]) -> Vec<f64> {
-        let cost = |(logp, logp_ref): (&f64, &f64)| self.beta * self.estimator.term(*logp, *logp_ref).x;
-        logp.iter().zip(logp_ref).zip(mask).map(|(at, m)| if *m == 0.0 { 0.0 } else { cost(at) }).collect()
     }
 
     /// Settings that make no sense.
@@ -146,15 +149,14 @@ mod tests {
 
     #[test]
     fn rewards_by_hand() {
-        // k1 = 1, (masked), -0.5; beta 0.2: costs 0.2, 0, -0.1.
-        let kl = KlReward { estimator: KlEstimator::K1 {}, beta: 0.2 };
-        let (logp, logp_ref, mask) = ([-1.0, -9.0, -2.0, -3.0], [-2.0, -1.0, -1.5, f64::NAN], [1.0, 0.0, 1.0, 0.0]);
-        assert!((kl.sequence(1.0, &logp, &logp_ref, &mask) - 0.9).abs() < 1e-15);
-        let tokens = kl.tokens(1.0, &logp, &logp_ref, &mask);
-        for (got, expected) in tokens.iter().zip([-0.2, 0.0, 1.1, 0.0]) {
-            assert!((got - expected).abs() < 1e-15, "{tokens:?}");
-        }
-        assert_eq!(kl.tokens(1.0, &logp, &logp_ref, &[0.0; 4]), [0.0; 4]);
+        // k1 = 1, -0.5; beta 0.2: costs 0.2, -0.1.
+        let kl = KlReward { estimator: KlEstimator::K1 {}, beta: 0.2, level: Level::Sequence };
+        let estimates = kl.estimates(&[-1.0, -2.0], &[-2.0, -1.5]);
+        assert_eq!(estimates, [1.0, -0.5]);
+        assert!((kl.costs(&estimates).0 - 0.1).abs() < 1e-15);
+        let (total, tokens) = KlReward { level: Level::Token, ..kl }.costs(&estimates);
+        assert_eq!((total, tokens), (0.0, vec![0.2, -0.1]));
+        assert_eq!(kl.costs(&[]), (0.0, vec![]));
         assert_eq!(KlReward { beta: 0.0, ..kl }.check().len(), 1);
     }
 

@@ -1,26 +1,15 @@
-//! Knobs: numeric settings that are a number, follow a schedule, or are steered by what is measured.
+//! Knobs: numeric settings that follow a schedule or are steered by what is measured.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 
-/// A numeric setting such as a KL coefficient, an entropy coefficient, a clip bound or a temperature.
+/// A numeric setting that changes over the run, such as a KL coefficient, an entropy coefficient, a clip bound or a temperature.
 ///
-/// In a recipe a plain number or a table: `beta = 0.04`, or
-/// `beta = { kind = "adaptive_kl", init = 0.04, target = 6.0 }`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
-#[serde(untagged)]
-pub enum Knob {
-    /// The same in every step.
-    Fixed(f64),
-    /// It changes.
-    Moving(Moving),
-}
-
-/// A knob that changes over the run.
+/// In a recipe a table in place of the number: `beta = { kind = "adaptive_kl", init = 0.04, target = 6.0 }`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Moving {
+pub enum Knob {
     /// From one value to another between two points of the run, constant before and after (GRPO-D's dynamic KL, arXiv 2503.16081,
     /// A051, leaves the curve open).
     Schedule {
@@ -111,64 +100,42 @@ fn kl_rate() -> f64 {
     0.1
 }
 
-impl From<f64> for Knob {
-    fn from(value: f64) -> Self {
-        Self::Fixed(value)
-    }
-}
-
-/// By hand, because an untagged enum would hide which key of a table is wrong.
-impl<'de> Deserialize<'de> for Knob {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Knob;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("a number, or a table with `kind` = \"schedule\", \"adaptive_kl\" or \"target_entropy\"")
-            }
-            fn visit_f64<E>(self, v: f64) -> Result<Knob, E> {
-                Ok(Knob::Fixed(v))
-            }
-            fn visit_i64<E>(self, v: i64) -> Result<Knob, E> {
-                Ok(Knob::Fixed(v as f64))
-            }
-            fn visit_u64<E>(self, v: u64) -> Result<Knob, E> {
-                Ok(Knob::Fixed(v as f64))
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Knob, A::Error> {
-                Moving::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Knob::Moving)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
 impl Knob {
+    /// The kinds, as in a recipe.
+    pub const KINDS: [&str; 3] = ["schedule", "adaptive_kl", "target_entropy"];
+
     /// The state before the first step.
     pub fn start(&self) -> KnobState {
         let value = match *self {
-            Self::Fixed(value) => value,
-            Self::Moving(Moving::Schedule { from, .. }) => from,
-            Self::Moving(Moving::AdaptiveKl { init, .. } | Moving::TargetEntropy { init, .. }) => init,
+            Self::Schedule { from, .. } => from,
+            Self::AdaptiveKl { init, .. } | Self::TargetEntropy { init, .. } => init,
         };
         KnobState { value, active: true }
+    }
+
+    /// Smallest and largest value that it is known to take; of a controller without bounds its first.
+    pub fn range(&self) -> [f64; 2] {
+        match *self {
+            Self::Schedule { from, to, .. } => [from.min(to), from.max(to)],
+            Self::AdaptiveKl { init, .. } => [init; 2],
+            Self::TargetEntropy { min, max, .. } => [min, max],
+        }
     }
 
     /// The value in step `step` (from 0) of `total`.
     ///
     /// ```
-    /// use temper_algo::{Curve, Knob, Moving};
-    /// let knob = Knob::Moving(Moving::Schedule { from: 0.1, to: 0.0, curve: Curve::Linear, begin: 0.0, end: 1.0 });
+    /// use temper_algo::{Curve, Knob};
+    /// let knob = Knob::Schedule { from: 0.1, to: 0.0, curve: Curve::Linear, begin: 0.0, end: 1.0 };
     /// assert_eq!([0, 5, 10].map(|step| knob.value(&knob.start(), step, 10)), [0.1, 0.05, 0.0]);
     /// ```
     pub fn value(&self, state: &KnobState, step: u64, total: u64) -> f64 {
         match *self {
-            Self::Fixed(value) => value,
-            Self::Moving(Moving::Schedule { from, to, curve, begin, end }) => {
+            Self::Schedule { from, to, curve, begin, end } => {
                 let at = step as f64 / total.max(1) as f64;
                 curve.between(from, to, ((at - begin) / (end - begin).max(f64::MIN_POSITIVE)).clamp(0.0, 1.0))
             }
-            Self::Moving(Moving::AdaptiveKl { .. } | Moving::TargetEntropy { .. }) => {
+            Self::AdaptiveKl { .. } | Self::TargetEntropy { .. } => {
                 if state.active {
                     state.value
                 } else {
@@ -181,9 +148,9 @@ impl Knob {
     /// What [`observe`](Self::observe) has to be told, if anything.
     pub fn watches(&self) -> Option<Signal> {
         match self {
-            Self::Fixed(_) | Self::Moving(Moving::Schedule { .. }) => None,
-            Self::Moving(Moving::AdaptiveKl { .. }) => Some(Signal::Kl),
-            Self::Moving(Moving::TargetEntropy { .. }) => Some(Signal::Entropy),
+            Self::Schedule { .. } => None,
+            Self::AdaptiveKl { .. } => Some(Signal::Kl),
+            Self::TargetEntropy { .. } => Some(Signal::Entropy),
         }
     }
 
@@ -194,12 +161,12 @@ impl Knob {
             return state;
         }
         match *self {
-            Self::Fixed(_) | Self::Moving(Moving::Schedule { .. }) => state,
-            Self::Moving(Moving::AdaptiveKl { target, rate, .. }) => {
+            Self::Schedule { .. } => state,
+            Self::AdaptiveKl { target, rate, .. } => {
                 let error = (measured / target - 1.0).clamp(-0.2, 0.2);
                 KnobState { value: state.value * (1.0 + rate * error), ..state }
             }
-            Self::Moving(Moving::TargetEntropy { target, delta, min, max, only_below, .. }) => {
+            Self::TargetEntropy { target, delta, min, max, only_below, .. } => {
                 let below = measured < target;
                 let value = (state.value + if below { delta } else { -delta }).clamp(min, max);
                 KnobState { value, active: below || !only_below }
@@ -220,8 +187,7 @@ impl Knob {
             }
         };
         match *self {
-            Self::Fixed(value) => unless(value.is_finite(), "", value, "a finite number"),
-            Self::Moving(Moving::Schedule { from, to, curve, begin, end }) => {
+            Self::Schedule { from, to, curve, begin, end } => {
                 let positive = curve == Curve::Exponential;
                 let expected = if positive { "a finite number above 0" } else { "a finite number" };
                 unless(from.is_finite() && (!positive || from > 0.0), "from", from, expected);
@@ -229,12 +195,12 @@ impl Knob {
                 unless((0.0..1.0).contains(&begin), "begin", begin, "0 to below 1");
                 unless(end > begin && end <= 1.0, "end", end, "above `begin` and at most 1");
             }
-            Self::Moving(Moving::AdaptiveKl { init, target, rate }) => {
+            Self::AdaptiveKl { init, target, rate } => {
                 unless(init.is_finite() && init > 0.0, "init", init, "a finite number above 0");
                 unless(target.is_finite() && target > 0.0, "target", target, "a finite number above 0");
                 unless(rate > 0.0 && rate < 5.0, "rate", rate, "above 0 and below 5, so that the value stays positive");
             }
-            Self::Moving(Moving::TargetEntropy { init, target, delta, min, max, .. }) => {
+            Self::TargetEntropy { init, target, delta, min, max, .. } => {
                 unless(min.is_finite() && max.is_finite() && min < max, "max", max, "above `min`");
                 unless(min <= init && init <= max, "init", init, "between `min` and `max`");
                 unless(target.is_finite() && target > 0.0, "target", target, "a finite number above 0");
@@ -262,7 +228,7 @@ mod tests {
     #[test]
     fn schedules_by_hand() {
         let at = |curve, step| {
-            let knob = Knob::Moving(Moving::Schedule { from: 4.0, to: 1.0, curve, begin: 0.25, end: 0.75 });
+            let knob = Knob::Schedule { from: 4.0, to: 1.0, curve, begin: 0.25, end: 0.75 };
             assert!(knob.check().is_empty() && knob.watches().is_none());
             knob.value(&knob.start(), step, 8)
         };
@@ -281,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_kl_controller_by_hand() {
-        let knob = Knob::Moving(Moving::AdaptiveKl { init: 0.2, target: 6.0, rate: 0.1 });
+        let knob = Knob::AdaptiveKl { init: 0.2, target: 6.0, rate: 0.1 };
         assert_eq!(knob.watches(), Some(Signal::Kl));
         // 10% too much: times 1 + 0.1 * 0.1; far too much and far too little are cut at 20%.
         let after = |kl| knob.observe(knob.start(), kl).value;
@@ -293,7 +259,7 @@ mod tests {
     /// On a plant whose KL falls as the coefficient rises, the controller settles at the target.
     #[test]
     fn the_kl_controller_reaches_its_target() {
-        let knob = Knob::Moving(Moving::AdaptiveKl { init: 0.01, target: 2.0, rate: 0.1 });
+        let knob = Knob::AdaptiveKl { init: 0.01, target: 2.0, rate: 0.1 };
         let mut state = knob.start();
         for _ in 0..2000 {
             state = knob.observe(state, 1.0 / (0.1 + state.value));
@@ -303,9 +269,8 @@ mod tests {
 
     #[test]
     fn the_entropy_controller_by_hand() {
-        let knob = |only_below| {
-            Knob::Moving(Moving::TargetEntropy { init: 0.0, target: 0.2, delta: 0.5, min: 0.0, max: 0.75, only_below })
-        };
+        let knob =
+            |only_below| Knob::TargetEntropy { init: 0.0, target: 0.2, delta: 0.5, min: 0.0, max: 0.75, only_below };
         let mut state = knob(true).start();
         for (entropy, value, acts) in
             [(0.1, 0.5, 0.5), (0.1, 0.75, 0.75), (0.3, 0.25, 0.0), (0.3, 0.0, 0.0), (0.1, 0.5, 0.5)]
@@ -320,34 +285,38 @@ mod tests {
     }
 
     #[test]
-    fn recipes_read_numbers_and_tables() {
-        #[derive(Deserialize, Serialize)]
-        struct Table {
-            beta: Knob,
-        }
-        let read = |text: &str| toml::from_str::<Table>(text).map(|t| t.beta);
-        assert_eq!(read("beta = 1").unwrap(), Knob::Fixed(1.0));
-        assert_eq!(read("beta = 0.04").unwrap(), 0.04.into());
-        let adaptive = read("beta = { kind = \"adaptive_kl\", init = 0.1, target = 6.0 }").unwrap();
-        assert_eq!(adaptive, Knob::Moving(Moving::AdaptiveKl { init: 0.1, target: 6.0, rate: 0.1 }));
-        let error = read("beta = { kind = \"adaptive_kl\", init = 0.1, goal = 6.0 }").unwrap_err().to_string();
+    fn tables_read_and_write() {
+        let read = |text: &str| serde_json::from_str::<Knob>(text);
+        let adaptive = read(r#"{ "kind": "adaptive_kl", "init": 0.1, "target": 6.0 }"#).unwrap();
+        assert_eq!(adaptive, Knob::AdaptiveKl { init: 0.1, target: 6.0, rate: 0.1 });
+        let error = read(r#"{ "kind": "adaptive_kl", "init": 0.1, "goal": 6.0 }"#).unwrap_err().to_string();
         assert!(error.contains("goal"), "{error}");
-        assert!(read("beta = true").err().unwrap().to_string().contains("adaptive_kl"));
-        for knob in [Knob::Fixed(0.5), adaptive] {
-            let text = toml::to_string(&Table { beta: knob }).unwrap();
+        let entropy = r#"{ "kind": "target_entropy", "init": 0.0, "target": 0.2, "delta": 0.5, "max": 0.75 }"#;
+        for knob in [adaptive, read(r#"{ "kind": "schedule", "from": 1, "to": 2 }"#).unwrap(), read(entropy).unwrap()] {
+            let text = serde_json::to_string(&knob).unwrap();
             assert_eq!(read(&text).unwrap(), knob);
+            let kind = serde_json::from_str::<serde_json::Value>(&text).unwrap()["kind"].clone();
+            assert!(Knob::KINDS.iter().any(|k| kind == *k), "{kind}");
+        }
+    }
+
+    /// Every value lies in the range that the settings were checked at.
+    #[test]
+    fn the_range_holds_every_value() {
+        for curve in [Curve::Linear, Curve::Cosine, Curve::Exponential] {
+            let knob = Knob::Schedule { from: 4.0, to: 1.0, curve, begin: 0.0, end: 1.0 };
+            assert_eq!(knob.range(), [1.0, 4.0]);
+            assert!((0..=10).all(|k| (1.0..=4.0).contains(&knob.value(&knob.start(), k, 10))));
         }
     }
 
     #[test]
     fn bad_settings_are_named() {
-        let fields = |m: Moving| Knob::Moving(m).check().into_iter().map(|p| p.field).collect::<Vec<_>>();
-        let schedule = Moving::Schedule { from: 0.0, to: f64::NAN, curve: Curve::Exponential, begin: 0.5, end: 0.5 };
+        let fields = |knob: Knob| knob.check().into_iter().map(|p| p.field).collect::<Vec<_>>();
+        let schedule = Knob::Schedule { from: 0.0, to: f64::NAN, curve: Curve::Exponential, begin: 0.5, end: 0.5 };
         assert_eq!(fields(schedule), ["from", "to", "end"]);
-        assert_eq!(fields(Moving::AdaptiveKl { init: 0.0, target: -1.0, rate: 9.0 }), ["init", "target", "rate"]);
-        let entropy =
-            Moving::TargetEntropy { init: 2.0, target: 0.0, delta: 0.0, min: 0.0, max: 1.0, only_below: false };
+        assert_eq!(fields(Knob::AdaptiveKl { init: 0.0, target: -1.0, rate: 9.0 }), ["init", "target", "rate"]);
+        let entropy = Knob::TargetEntropy { init: 2.0, target: 0.0, delta: 0.0, min: 0.0, max: 1.0, only_below: false };
         assert_eq!(fields(entropy), ["init", "target", "delta"]);
-        assert_eq!(Knob::Fixed(f64::NAN).check().len(), 1);
     }
 }

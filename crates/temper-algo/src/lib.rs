@@ -35,6 +35,7 @@ mod coefficients;
 mod constraint;
 mod correction;
 mod coupling;
+mod episodic;
 mod error;
 pub mod group_reuse;
 mod group_shaper;
@@ -60,21 +61,22 @@ mod weighting;
 
 pub use advantage::{
     Advantage, AdvantageState, GpgCount, GroupRewards, Round, RoundAdvantages, StepReward, Whiten, gae, is_constant,
-    returns_to_go, sample_std,
+    returns_to_go, sample_std, token_rewards,
 };
 pub use coefficients::{TriceCoefficients, feedback_advantages, trice_coefficients};
 pub use constraint::SampleConstraint;
 pub use correction::{Correction, Level};
 pub use coupling::Coupling;
+pub use episodic::Memory;
 pub use error::{Error, Problem};
 pub use group_shaper::{DownSampleRule, Fate, GroupShaper, Rollouts, fates};
 pub use kl::{KlEstimator, KlReward, KlTerm};
-pub use knob::{Curve, Knob, KnobState, Moving, Signal};
+pub use knob::{Curve, Knob, KnobState, Signal};
 pub use metrics::{PolicyMetrics, Sum};
 pub use needs::Needs;
 pub use objective::{EntropyBonus, KlPenalty, PolicyObjective, PolicyTerms};
 pub use ratio::{MAX_LOG_RATIO, Ratio};
-pub use reward_shaping::{RewardShaping, ShapingInput};
+pub use reward_shaping::{RewardShaping, Same, ShapingInput};
 pub use rows::Rows;
 pub use schedule::{Schedule, Warmup};
 pub use seed::split_seed;

@@ -6,8 +6,8 @@ mod evaluate;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Advantage, Correction, Coupling, Error, KlEstimator, Needs, OffPolicyMask, PolicyMetrics, Ratio, Rows, Surrogate,
-    TopEntropy, Weighting,
+    Advantage, Correction, Coupling, Error, KlEstimator, KlReward, Needs, OffPolicyMask, PolicyMetrics, Ratio, Rows,
+    Surrogate, TopEntropy, Weighting,
 };
 
 /// `x = factor * surrogate(ratio, adv) + beta * kl - coef * entropy`, summed with the weights of [`Weighting`]. The factor is the
@@ -38,6 +38,9 @@ pub struct PolicyObjective {
     /// KL penalty to the reference role in the loss; none unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<KlPenalty>,
+    /// KL penalty to the reference role in the reward, before advantages are made; none unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_reward: Option<KlReward>,
     /// Entropy bonus; none unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropyBonus>,
@@ -87,7 +90,8 @@ impl PolicyObjective {
     /// The inputs that it reads beside `logp`.
     pub fn needs(&self) -> Needs {
         let advantage = if self.surrogate.uses_adv() { self.advantage.needs() } else { Needs::NONE };
-        advantage | self.part_needs().into_iter().map(|(_, needs)| needs).collect()
+        let reward = if self.kl_reward.is_some() { Needs::LOGP_REF } else { Needs::NONE };
+        advantage | reward | self.part_needs().into_iter().map(|(_, needs)| needs).collect()
     }
 
     fn part_needs(&self) -> [(&'static str, Needs); 6] {

@@ -64,8 +64,76 @@ pub enum RewardShaping {
         #[serde(default = "no_decay")]
         weight: f64,
     },
+    /// Adds `weight` to the rollouts that give the most frequent answer of the group ([`majority_rewards`]): a reward without
+    /// labels. Give the verifier, which reads the answers, weight 0. Source: MM-UPT, arXiv 2505.22453 (B030); TTRL, arXiv
+    /// 2504.16084.
+    Majority {
+        /// Factor of the term.
+        #[serde(default = "no_decay")]
+        weight: f64,
+    },
+    /// Multiplies the reward of right rollouts by the share of the other right ones that differ from it
+    /// ([`diversity_rewards`]). Source: DARLING, arXiv 2509.02534, section 3.2 (B128); equality takes the place of the learned
+    /// classifier.
+    Diversity {
+        /// What makes two rollouts the same.
+        #[serde(default)]
+        same: Same,
+        /// Smallest factor (default 0.1, the released one).
+        #[serde(default = "floor")]
+        floor: f64,
+        /// A rollout is right when its reward is above this (default 0.5); the others keep their reward.
+        #[serde(default = "half")]
+        threshold: f64,
+    },
+    /// Adds `exploit` times the likeness to remembered right rollouts and `explore` times the distance from everything
+    /// remembered, each standardised over the round ([`Memory::intrinsic`](crate::Memory::intrinsic)). Source: Memory-R+, arXiv
+    /// 2504.02273 (A066).
+    Episodic {
+        /// Factor of the likeness.
+        #[serde(default = "small")]
+        exploit: f64,
+        /// Factor of the distance.
+        #[serde(default = "small")]
+        explore: f64,
+        /// Nearest right rollouts that the likeness is averaged over (default 3).
+        #[serde(default = "three")]
+        k: u32,
+        /// Right rollouts that are remembered, and as many wrong ones; the oldest go first (default 256).
+        #[serde(default = "capacity")]
+        capacity: u32,
+        /// A rollout is right when its reward is above this (default 0.5).
+        #[serde(default = "half")]
+        threshold: f64,
+    },
 }
 
+/// What makes two rollouts of a group the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Same {
+    /// The same answer, as the verifier reads it.
+    #[default]
+    Answer,
+    /// The same text.
+    Text,
+}
+
+fn half() -> f64 {
+    0.5
+}
+fn floor() -> f64 {
+    0.1
+}
+fn small() -> f64 {
+    0.1
+}
+fn three() -> u32 {
+    3
+}
+fn capacity() -> u32 {
+    256
+}
 fn trust() -> f64 {
     0.3
 }
@@ -92,6 +160,12 @@ pub struct ShapingInput<'a> {
     pub lengths: &'a [usize],
     /// Total reward of a greedy rollout of the same prompt.
     pub greedy: Option<f64>,
+    /// Answers as the verifier reads them `[G]`, equal for equal ones.
+    pub answers: &'a [Option<&'a str>],
+    /// Texts `[G]`.
+    pub texts: &'a [&'a str],
+    /// Intrinsic rewards from an episodic memory `[G]`.
+    pub intrinsic: &'a [f64],
     /// A uniform number in [0, 1) for every rollout `[G]`: the randomness of noise.
     pub draws: &'a [f64],
     /// Rounds done before this one.
@@ -138,6 +212,26 @@ impl RewardShaping {
                 let triangle = |n: &usize| weight * triangle(*n as f64 / budget);
                 Ok(rewards.iter().zip(input.lengths).map(|(r, n)| r + triangle(n)).collect())
             }
+            Self::Majority { weight } => {
+                given("answers", input.answers.len(), rewards.len())?;
+                let agrees = majority_rewards(input.answers);
+                Ok(rewards.iter().zip(agrees).map(|(r, m)| r + weight * m).collect())
+            }
+            Self::Diversity { same, floor, threshold } => {
+                given("answers", input.answers.len(), rewards.len())?;
+                given("texts", input.texts.len(), rewards.len())?;
+                let class = |i: usize| match same {
+                    Same::Answer => input.answers[i],
+                    Same::Text => Some(input.texts[i]),
+                };
+                let classes: Vec<Option<&str>> =
+                    (0..rewards.len()).map(|i| class(i).filter(|_| rewards[i] > *threshold)).collect();
+                Ok(diversity_rewards(rewards, &classes, *floor))
+            }
+            Self::Episodic { .. } => {
+                given("intrinsic", input.intrinsic.len(), rewards.len())?;
+                Ok(rewards.iter().zip(input.intrinsic).map(|(r, i)| r + i).collect())
+            }
         }
     }
 
@@ -147,8 +241,20 @@ impl RewardShaping {
             Self::Constraint { parts, .. } => parts.iter().map(String::as_str).collect(),
             Self::Trust { outcome, process, .. } => vec![outcome, process],
             Self::Flip { part, .. } => vec![part],
-            Self::LengthBudget { .. } => vec![],
+            Self::LengthBudget { .. } | Self::Majority { .. } | Self::Diversity { .. } | Self::Episodic { .. } => {
+                vec![]
+            }
         }
+    }
+
+    /// Whether it rewards something by itself, whatever the parts' weights are.
+    pub fn adds(&self) -> bool {
+        matches!(self, Self::LengthBudget { .. } | Self::Majority { .. } | Self::Episodic { .. } | Self::Trust { .. })
+    }
+
+    /// Whether it reads the answers that a verifier extracts.
+    pub fn needs_answers(&self) -> bool {
+        matches!(self, Self::Majority { .. } | Self::Diversity { same: Same::Answer, .. })
     }
 
     /// Whether it reads the reward of a greedy rollout.
@@ -192,6 +298,26 @@ impl RewardShaping {
                 unless(*decay > 0.0 && *decay <= 1.0, "decay", *decay, "above 0 and at most 1");
                 unless(*every > 0, "every", 0.0, "at least 1 round");
                 unless(weight.is_finite() && *weight != 0.0, "weight", *weight, "a finite number other than 0");
+            }
+            Self::Majority { weight } => {
+                unless(weight.is_finite() && *weight != 0.0, "weight", *weight, "a finite number other than 0");
+            }
+            Self::Diversity { floor, threshold, .. } => {
+                unless((0.0..1.0).contains(floor), "floor", *floor, "at least 0 and below 1");
+                unless(threshold.is_finite(), "threshold", *threshold, "a finite number");
+            }
+            Self::Episodic { exploit, explore, k, capacity, threshold } => {
+                unless(exploit.is_finite(), "exploit", *exploit, "a finite number");
+                unless(explore.is_finite(), "explore", *explore, "a finite number");
+                unless(
+                    *exploit != 0.0 || *explore != 0.0,
+                    "exploit",
+                    0.0,
+                    "a number other than 0 here or in `explore`",
+                );
+                unless(*k > 0, "k", 0.0, "at least 1");
+                unless((1..=100_000).contains(capacity), "capacity", f64::from(*capacity), "from 1 to 100000");
+                unless(threshold.is_finite(), "threshold", *threshold, "a finite number");
             }
         }
         problems
@@ -247,27 +373,28 @@ fn triangle(x: f64) -> f64 {
 }
 
 /// Self-consistency: 1 for the rollouts that give the most frequent answer of the group (of equally frequent ones the one that came
-/// first), 0 for the others. `answers` `[G]`: any number that is equal for equal answers, `None` where there is no answer, which
-/// never wins. Source: MM-UPT, arXiv 2505.22453 (B030); TTRL, arXiv 2504.16084.
-pub fn majority_rewards(answers: &[Option<u64>]) -> Vec<f64> {
-    let count = |answer: u64| answers.iter().filter(|a| **a == Some(answer)).count();
-    let mut winner: Option<(u64, usize)> = None;
+/// first), 0 for the others. `answers` `[G]`, `None` where there is no answer, which never wins. Source: MM-UPT, arXiv 2505.22453
+/// (B030); TTRL, arXiv 2504.16084.
+pub fn majority_rewards<T: PartialEq>(answers: &[Option<T>]) -> Vec<f64> {
+    let count = |answer: &T| answers.iter().flatten().filter(|a| *a == answer).count();
+    let mut winner: Option<(&T, usize)> = None;
     for answer in answers.iter().flatten() {
-        let n = count(*answer);
+        let n = count(answer);
         if winner.is_none_or(|(_, most)| n > most) {
-            winner = Some((*answer, n));
+            winner = Some((answer, n));
         }
     }
-    answers.iter().map(|a| f64::from(u8::from(a.is_some() && *a == winner.map(|(answer, _)| answer)))).collect()
+    let wins = |a: &Option<T>| a.as_ref().is_some_and(|a| winner.is_some_and(|(w, _)| a == w));
+    answers.iter().map(|a| f64::from(u8::from(wins(a)))).collect()
 }
 
 /// Quality times diversity: each reward is multiplied by the share of the other counted rollouts that say something else,
 /// `max(floor, (n - size of its class) / (n - 1))`. `classes` `[G]`: equal numbers for equivalent rollouts, `None` for one that is not
 /// compared (a wrong answer of a verifiable task) and keeps its reward. Source: DARLING, arXiv 2509.02534, section 3.2 (B128);
 /// released floor 0.1.
-pub fn diversity_rewards(rewards: &[f64], classes: &[Option<u64>], floor: f64) -> Vec<f64> {
+pub fn diversity_rewards<T: PartialEq>(rewards: &[f64], classes: &[Option<T>], floor: f64) -> Vec<f64> {
     let n = classes.iter().flatten().count();
-    let factor = |class: &Option<u64>| match class {
+    let factor = |class: &Option<T>| match class {
         Some(_) if n > 1 => {
             let same = classes.iter().filter(|c| *c == class).count();
             ((n - same) as f64 / (n - 1) as f64).max(floor)
@@ -376,12 +503,34 @@ mod tests {
     fn majorities_and_diversity_by_hand() {
         assert_eq!(majority_rewards(&[Some(3), None, Some(5), Some(5), None, None]), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
         assert_eq!(majority_rewards(&[Some(3), Some(5)]), [1.0, 0.0]);
-        assert_eq!(majority_rewards(&[None, None]), [0.0, 0.0]);
+        assert_eq!(majority_rewards::<u64>(&[None, None]), [0.0, 0.0]);
         // Classes of 2 and 1 of 3: (3 - 2) / 2 and (3 - 1) / 2.
         let classes = [Some(1), Some(1), Some(2), None];
         assert_eq!(diversity_rewards(&[1.0, 2.0, 1.0, 0.5], &classes, 0.1), [0.5, 1.0, 1.0, 0.5]);
         assert_eq!(diversity_rewards(&[1.0, 1.0], &[Some(1), Some(1)], 0.1), [0.1, 0.1]);
         assert_eq!(diversity_rewards(&[1.0], &[Some(1)], 0.1), [1.0]);
+    }
+
+    #[test]
+    fn what_compares_within_the_group_by_hand() {
+        let parts = vec![vec![1.0, 0.0], vec![1.0, 0.0], vec![0.0, 0.0], vec![1.0, 0.0]];
+        let rewards: Vec<f64> = parts.iter().map(|p| p[0]).collect();
+        let input = ShapingInput {
+            answers: &[Some("3"), Some("4"), Some("4"), None],
+            texts: &["3", "2+2 => 4", "4", "3"],
+            intrinsic: &[0.5, -0.5, 0.0, 0.0],
+            ..input(&parts, &[])
+        };
+        let apply = |s: RewardShaping| s.apply(&rewards, &input).unwrap();
+        assert_eq!(apply(RewardShaping::Majority { weight: 2.0 }), [1.0, 3.0, 2.0, 1.0]);
+        // Right are the first, the second and the last, which says nothing: two answers that differ.
+        let diverse = |same| RewardShaping::Diversity { same, floor: 0.1, threshold: 0.5 };
+        assert_eq!(apply(diverse(Same::Answer)), [1.0, 1.0, 0.0, 1.0]);
+        assert_eq!(apply(diverse(Same::Text)), [0.5, 1.0, 0.0, 0.5]);
+        let episodic: RewardShaping = serde_json::from_str(r#"{"kind": "episodic"}"#).unwrap();
+        assert_eq!(apply(episodic), [1.5, 0.5, 0.0, 1.0]);
+        let without = RewardShaping::Majority { weight: 1.0 }.apply(&rewards, &ShapingInput { answers: &[], ..input });
+        assert!(matches!(without, Err(Error::GroupLength { name: "answers", .. })));
     }
 
     #[test]

@@ -4,12 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 
-/// How a value head is trained beside a policy.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+/// How a critic with an optimiser of its own is trained beside a policy. There is no coefficient of its loss: AdamW would cancel it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Critic {
-    /// Factor of the value loss in the sum of losses (default 1; with a critic of its own it scales the learning rate alone).
-    pub coef: f64,
     /// How far a value may move from the value at sampling time before its gradient is cut; none: no clipping
     /// (the default; TRL's PPO uses 0.2, verl 0.5).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -17,12 +15,6 @@ pub struct Critic {
     /// Rounds in which only the critic trains: rollouts of the policy as it is let the values settle first, so that the first policy
     /// gradients do not follow wrong ones (WSRL, arXiv 2412.07762, B115; verl's `critic_warmup`).
     pub warmup_steps: u64,
-}
-
-impl Default for Critic {
-    fn default() -> Self {
-        Self { coef: 1.0, clip: None, warmup_steps: 0 }
-    }
 }
 
 /// Value and derivative of one token's value loss.
@@ -37,12 +29,12 @@ pub struct ValueTerm {
 }
 
 impl Critic {
-    /// `coef / 2 max((v - ret)^2, (clamp(v, v_old - clip, v_old + clip) - ret)^2)`, the value loss of PPO's released code; verl and
+    /// `max((v - ret)^2, (clamp(v, v_old - clip, v_old + clip) - ret)^2) / 2`, the value loss of PPO's released code; verl and
     /// TRL's PPO agree. `value_old` is the value that made the advantages.
     ///
     /// ```
     /// use temper_algo::Critic;
-    /// let term = Critic { coef: 1.0, clip: None, warmup_steps: 0 }.term(1.0, 0.0, 3.0);
+    /// let term = Critic::default().term(1.0, 0.0, 3.0);
     /// assert_eq!((term.x, term.d_value), (2.0, -2.0));
     /// ```
     pub fn term(&self, value: f64, value_old: f64, ret: f64) -> ValueTerm {
@@ -50,8 +42,8 @@ impl Critic {
         let bounded = self.clip.map_or(free, |c| value.clamp(value_old - c, value_old + c) - ret);
         let clipped = bounded.powi(2) > free.powi(2);
         let error = if clipped { bounded } else { free };
-        let d_value = if clipped { 0.0 } else { self.coef * free };
-        ValueTerm { x: 0.5 * self.coef * error * error, d_value, clipped }
+        let d_value = if clipped { 0.0 } else { free };
+        ValueTerm { x: 0.5 * error * error, d_value, clipped }
     }
 
     /// Whether the policy trains in round `step` (from 0).
@@ -61,17 +53,9 @@ impl Critic {
 
     /// Settings that make no sense.
     pub fn check(&self) -> Vec<Problem> {
-        let values = [("coef", Some(self.coef)), ("clip", self.clip)];
-        let bad =
-            values.into_iter().filter_map(|(field, v)| Some((field, v.filter(|v| !(v.is_finite() && *v > 0.0))?)));
-        bad.map(|(field, v)| {
-            Problem::new(
-                field,
-                format!("{field} is {v}, expected a finite number above 0"),
-                "leave it out for the default",
-            )
-        })
-        .collect()
+        let bad = self.clip.filter(|c| !(c.is_finite() && *c > 0.0));
+        let message = |c: f64| format!("clip is {c}, expected a finite number above 0");
+        bad.map(|c| Problem::new("clip", message(c), "leave it out for none")).into_iter().collect()
     }
 }
 
@@ -81,17 +65,17 @@ mod tests {
 
     #[test]
     fn by_hand() {
-        let critic = Critic { coef: 2.0, clip: Some(0.5), warmup_steps: 3 };
+        let critic = Critic { clip: Some(0.5), warmup_steps: 3 };
         // Target 3, old value 0, clamped to 0.5: error -2.5 is larger than -1, so the term is constant.
-        assert_eq!(critic.term(2.0, 0.0, 3.0), ValueTerm { x: 6.25, d_value: 0.0, clipped: true });
+        assert_eq!(critic.term(2.0, 0.0, 3.0), ValueTerm { x: 3.125, d_value: 0.0, clipped: true });
         // Moving away from the target: the free error is the larger one.
-        assert_eq!(critic.term(-2.0, 0.0, 3.0), ValueTerm { x: 25.0, d_value: -10.0, clipped: false });
+        assert_eq!(critic.term(-2.0, 0.0, 3.0), ValueTerm { x: 12.5, d_value: -5.0, clipped: false });
         assert_eq!([2, 3].map(|step| critic.policy_trains(step)), [false, true]);
     }
 
     #[test]
     fn the_derivative_agrees_with_finite_differences() {
-        let critic = Critic { coef: 0.7, clip: Some(0.2), warmup_steps: 0 };
+        let critic = Critic { clip: Some(0.2), warmup_steps: 0 };
         for i in 0..200 {
             let value = -2.0 + 0.02 * f64::from(i) + 1e-3;
             for (old, ret) in [(0.3, 0.9), (-1.0, 0.0), (1.0, -0.5)] {
@@ -103,9 +87,8 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named() {
-        let fields: Vec<_> =
-            Critic { coef: 0.0, clip: Some(-1.0), warmup_steps: 0 }.check().into_iter().map(|p| p.field).collect();
-        assert_eq!(fields, ["coef", "clip"]);
+        let problems = Critic { clip: Some(-1.0), warmup_steps: 0 }.check();
+        assert_eq!(problems.iter().map(|p| p.field.as_str()).collect::<Vec<_>>(), ["clip"]);
         assert!(Critic::default().check().is_empty());
     }
 }

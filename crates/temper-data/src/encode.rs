@@ -174,6 +174,43 @@ pub fn encode_prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<
     prompt_of(tokenizer, &Conversation::new(messages.to_vec()))
 }
 
+/// The tokens that the model would have to write after [`encode_prompt`] of these messages to say `answer`, its end-of-turn
+/// marker included. `None` where the chat template writes the messages or the answer differently once they are history.
+///
+/// # Errors
+/// What [`encode`] drops examples for.
+pub fn encode_answer(tokenizer: &Tokenizer, messages: &[Message], answer: &str) -> Result<Option<Vec<u32>>, Cause> {
+    let prompt = encode_prompt(tokenizer, messages).map_err(unrenderable)?;
+    let whole = match encode_chat(tokenizer, &answered(messages, answer)?, MaskPolicy::Response) {
+        Err(Cause::RewrittenHistory) => return Ok(None),
+        whole => whole?,
+    };
+    let end = whole.weights.iter().rposition(|weight| *weight > 0.0).map_or(0, |last| last + 1);
+    let mut tokens = match whole.ids[..end].strip_prefix(prompt.as_slice()) {
+        Some(tokens) if !tokens.is_empty() => tokens.to_vec(),
+        _ => return Ok(None),
+    };
+    if whole.endless_turns > 0 {
+        tokens.extend(tokenizer.eos_ids().first());
+    }
+    Ok(Some(tokens))
+}
+
+/// The tokens between the model's answer to these messages, with its end-of-turn marker, and its next turn, when the user says
+/// `text` in between; encoded alone, so that what was generated before keeps its tokens. `None` where the chat template
+/// writes the answer differently once it is history.
+pub fn encode_followup(tokenizer: &Tokenizer, messages: &[Message], text: &str) -> Result<Option<Vec<u32>>, Error> {
+    // Whatever the model says: the words of others do not depend on it.
+    let said = [Message::assistant("x"), Message::user(text)];
+    let conversation = Conversation::new([messages, &said].concat());
+    let rendered = tokenizer.render(&conversation, true)?;
+    let turns = Turns::find(tokenizer, &conversation, &rendered);
+    let answer = turns.list.iter().find(|turn| turn.message == messages.len());
+    let Some(end) = answer.and_then(|turn| turn.end) else { return Ok(None) };
+    let pieces = Pieces::new(tokenizer, &rendered, &[end.at])?;
+    Ok(Some(pieces.ids[pieces.turns[0]..].to_vec()))
+}
+
 /// The tokens that generation starts from for an example: everything before the model's last turn, the prompt of a
 /// prompt-completion pair, or a whole text.
 pub fn encode_example_prompt(tokenizer: &Tokenizer, example: &Example) -> Result<Vec<u32>, Error> {

@@ -19,7 +19,8 @@ mod tokenizer;
 
 pub use conversation::{Conversation, Example, Message, Payload};
 pub use encode::{
-    Cause, Dropped, Encoded, MaskPolicy, Overflow, Report, encode, encode_all, encode_example_prompt, encode_prompt,
+    Cause, Dropped, Encoded, MaskPolicy, Overflow, Report, encode, encode_all, encode_answer, encode_example_prompt,
+    encode_followup, encode_prompt,
 };
 pub use error::Error;
 pub use history::{History, Record};

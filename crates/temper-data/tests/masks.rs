@@ -6,7 +6,7 @@ use common::{chat, example, golden_tokenizer, with_template};
 use proptest::prelude::*;
 use temper_data::{
     Cause, Encoded, Error, Example, MaskPolicy, Message, Overflow, Payload, Tokenizer, encode, encode_all,
-    encode_example_prompt, encode_prompt,
+    encode_answer, encode_example_prompt, encode_followup, encode_prompt,
 };
 
 const ROOM: usize = 1 << 20;
@@ -46,6 +46,45 @@ fn the_models_turns_and_their_ends_are_trained() {
         let expected = [format!("naïve 🙂 café{end}"), format!("42{end}")];
         assert_eq!(trained(&tokenizer, &encoded), expected, "{template}");
         assert_eq!((encoded.rewritten_turns, encoded.endless_turns, encoded.unlike_prompt), (0, 0, 0), "{template}");
+    }
+}
+
+/// Behind the prompt of generation, an answer has the tokens that a transcript has there, up to its end-of-turn marker.
+#[test]
+fn an_answer_is_what_the_model_would_write() {
+    for (kind, template, end) in [
+        ("bytes", "chatml", "<|im_end|>"),
+        ("bytes", "llama3", "<|eot_id|>"),
+        ("bytes", "phi3", "<|end|>"),
+        ("pieces", "mistral", "</s>"),
+    ] {
+        let tokenizer = with_template(kind, template);
+        let messages = &turns()[..4];
+        let answer = encode_answer(&tokenizer, messages, "42").unwrap().unwrap();
+        assert_eq!(tokenizer.decode(&answer, false).trim(), format!("42{end}"), "{template}");
+        let whole = encoded(&tokenizer, turns());
+        let prompt = encode_prompt(&tokenizer, messages).unwrap();
+        assert_eq!(whole.ids[..prompt.len() + answer.len()], [prompt, answer].concat(), "{template}");
+        assert!(encode_answer(&tokenizer, messages, "").is_err());
+    }
+    // Generation opens the turn with words that the transcript does not have.
+    let source = "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|assistant|>' }}{{ m.content }}<|end|>\
+                  {% endfor %}{% if add_generation_prompt %}<|assistant|>Think: {% endif %}";
+    let tokenizer = golden_tokenizer("bytes").with_chat_template(Some(source)).unwrap();
+    assert_eq!(encode_answer(&tokenizer, &[Message::user("a")], "b").unwrap(), None);
+}
+
+/// Prompt, answer and what follows it are the prompt of the longer conversation.
+#[test]
+fn a_followup_is_what_stands_between_two_turns() {
+    for (kind, template) in [("bytes", "chatml"), ("bytes", "llama3"), ("bytes", "phi3"), ("bytes", "gemma")] {
+        let tokenizer = with_template(kind, template);
+        let before = &turns()[..2];
+        let whole = encode_prompt(&tokenizer, &[before, &[Message::assistant("42"), Message::user("Sure?")]].concat());
+        let prompt = encode_prompt(&tokenizer, before).unwrap();
+        let answer = encode_answer(&tokenizer, before, "42").unwrap().unwrap();
+        let followup = encode_followup(&tokenizer, before, "Sure?").unwrap().unwrap();
+        assert_eq!(whole.unwrap(), [prompt, answer, followup].concat(), "{template}");
     }
 }
 

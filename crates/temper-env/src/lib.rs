@@ -7,6 +7,7 @@
 //! What a model wrote never causes an error here, and a fault of the data or of a reward command is never scored as 0.
 
 mod draw;
+mod environment;
 mod error;
 mod reward;
 mod source;
@@ -15,6 +16,7 @@ mod validate;
 mod verify;
 mod world;
 
+pub use environment::Environment;
 pub use error::{CommandFault, Error};
 pub use reward::{LengthUnit, RewardKind, RewardPart, Scorer, Transcript, kill_children};
 pub use source::{

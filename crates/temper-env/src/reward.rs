@@ -162,11 +162,12 @@ pub struct Scorer {
 struct Mark {
     value: f64,
     failed: Option<String>,
+    said: Option<String>,
 }
 
 impl Mark {
     fn of(value: f64) -> Self {
-        Self { value, failed: None }
+        Self { value, failed: None, said: None }
     }
 
     fn yes(yes: bool) -> Self {
@@ -228,7 +229,11 @@ fn mark(kind: &RewardKind, transcript: &Transcript) -> Result<Mark, Error> {
     Ok(match kind {
         RewardKind::Verifier => {
             let verdict = transcript.task.verifier.verify(&transcript.task.answer, transcript.text)?;
-            Mark { value: verdict.reward(), failed: verdict.failure().map(str::to_owned) }
+            Mark {
+                value: verdict.reward(),
+                failed: verdict.failure().map(str::to_owned),
+                said: verdict.said().map(str::to_owned),
+            }
         }
         RewardKind::Format { pattern } => Mark::yes(pattern.regex().is_match(transcript.text)),
         RewardKind::Length { max, buffer, unit } => Mark::of(overlong(length(transcript, *unit), *max, *buffer)),
@@ -260,15 +265,16 @@ fn overlong(length: usize, max: usize, buffer: usize) -> f64 {
 }
 
 fn verdict<'a>(parts: &[&RewardPart], marks: impl Iterator<Item = &'a Mark>) -> Verdict {
-    let (mut reward, mut values, mut failed) = (0.0, Vec::with_capacity(parts.len()), None);
+    let (mut reward, mut values, mut failed, mut said) = (0.0, Vec::with_capacity(parts.len()), None, None);
     for (part, mark) in parts.iter().zip(marks) {
         reward += part.weight * mark.value;
         values.push((part.name.clone(), mark.value));
         failed = failed.or_else(|| mark.failed.clone());
+        said = said.or_else(|| mark.said.clone());
     }
     match failed {
         Some(why) => Verdict::Failed { why, reward, parts: values },
-        None => Verdict::Graded { reward, parts: values },
+        None => Verdict::Graded { reward, parts: values, said },
     }
 }
 

@@ -61,6 +61,10 @@ pub enum Verdict {
         reward: f64,
         /// Each reward part's own value by its name, before weighting; empty from a verifier alone.
         parts: Vec<(String, f64)>,
+        /// What the text says, in one spelling: equal for answers that the verifier takes for the same (a numeric tolerance
+        /// aside). None where nothing is extracted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        said: Option<String>,
     },
     /// The text held no answer that can be read, or the candidate's own code failed. The part that found this counts 0;
     /// the others keep their values, so that silence does not escape a penalty. Counted apart from wrong answers.
@@ -77,12 +81,25 @@ pub enum Verdict {
 impl Verdict {
     /// A verifier's yes or no.
     pub(crate) fn of(right: bool) -> Self {
-        Self::Graded { reward: f64::from(u8::from(right)), parts: Vec::new() }
+        Self::Graded { reward: f64::from(u8::from(right)), parts: Vec::new(), said: None }
+    }
+
+    /// A verifier's yes or no to what a text says.
+    pub(crate) fn of_answer(right: bool, said: impl Into<String>) -> Self {
+        Self::Graded { reward: f64::from(u8::from(right)), parts: Vec::new(), said: Some(said.into()) }
     }
 
     /// A verifier found no answer to compare.
     pub(crate) fn failed(why: impl Into<String>) -> Self {
         Self::Failed { why: why.into(), reward: 0.0, parts: Vec::new() }
+    }
+
+    /// The same with another reward.
+    #[must_use]
+    pub fn with_reward(mut self, earned: f64) -> Self {
+        let (Self::Graded { reward, .. } | Self::Failed { reward, .. }) = &mut self;
+        *reward = earned;
+        self
     }
 
     /// The number that training uses.
@@ -96,6 +113,14 @@ impl Verdict {
     pub fn parts(&self) -> &[(String, f64)] {
         match self {
             Self::Graded { parts, .. } | Self::Failed { parts, .. } => parts,
+        }
+    }
+
+    /// What the text says, in one spelling, where an answer was extracted.
+    pub fn said(&self) -> Option<&str> {
+        match self {
+            Self::Graded { said, .. } => said.as_deref(),
+            Self::Failed { .. } => None,
         }
     }
 

@@ -83,18 +83,24 @@ impl Verifier {
     pub fn verify(&self, answer: &str, text: &str) -> Result<Verdict, Error> {
         let verdict = match self {
             Self::Exact { .. } if text.trim().is_empty() => Verdict::failed("the text is empty"),
-            Self::Exact { .. } => Verdict::of(self.normal(text) == self.normal(answer)),
+            Self::Exact { .. } => {
+                let said = self.normal(text);
+                Verdict::of_answer(said == self.normal(answer), said)
+            }
             Self::Numeric { tolerance } => {
                 number_verdict(number::last_number(text), gold_number(answer)?, *tolerance, text)
             }
             Self::Gsm8k { strict } => number_verdict(gsm8k_number(text, *strict), gsm8k_gold(answer)?, 0.0, text),
             Self::MultipleChoice { choices } => {
                 let gold = gold_choice(answer, choices)?;
-                index_verdict(choice::chosen(text, choices), gold, "the letter of an option", text)
+                let letter = |index| choice::letter_of(index).to_string();
+                index_verdict(choice::chosen(text, choices), gold, letter, "the letter of an option", text)
             }
             Self::Label { labels } => {
                 let gold = gold_label(answer, labels)?;
-                index_verdict(choice::stated_label(text, labels), gold, &format!("one of {}", labels.join(", ")), text)
+                let label = |index: usize| labels[index].clone();
+                let expected = format!("one of {}", labels.join(", "));
+                index_verdict(choice::stated_label(text, labels), gold, label, &expected, text)
             }
             Self::Regex { pattern } => pattern_verdict(&pattern.0, answer, text),
             Self::Final { form } => form.verify(answer, form::final_part(text))?,
@@ -168,7 +174,7 @@ pub(crate) fn gsm8k_number(text: &str, strict: bool) -> Option<number::Number> {
 
 fn number_verdict(found: Option<number::Number>, gold: number::Number, tolerance: f64, text: &str) -> Verdict {
     match found {
-        Some(found) => Verdict::of(found.equals(gold, tolerance)),
+        Some(found) => Verdict::of_answer(found.equals(gold, tolerance), found.spelling()),
         None => nothing("a number", text),
     }
 }
@@ -187,8 +193,14 @@ fn gold_label(answer: &str, labels: &[String]) -> Result<usize, Error> {
     labels.iter().position(same).ok_or_else(|| gold(answer, format!("expected one of {}", labels.join(", "))))
 }
 
-fn index_verdict(found: Option<usize>, gold: usize, expected: &str, text: &str) -> Verdict {
-    found.map_or_else(|| nothing(expected, text), |index| Verdict::of(index == gold))
+fn index_verdict(
+    found: Option<usize>,
+    gold: usize,
+    name: impl Fn(usize) -> String,
+    expected: &str,
+    text: &str,
+) -> Verdict {
+    found.map_or_else(|| nothing(expected, text), |index| Verdict::of_answer(index == gold, name(index)))
 }
 
 fn pattern_verdict(regex: &Regex, answer: &str, text: &str) -> Verdict {
@@ -199,7 +211,7 @@ fn pattern_verdict(regex: &Regex, answer: &str, text: &str) -> Verdict {
         return Verdict::of(true);
     }
     let said = found.iter().skip(1).flatten().next().map_or("", |group| group.as_str());
-    Verdict::of(said.trim() == answer.trim())
+    Verdict::of_answer(said.trim() == answer.trim(), said.trim())
 }
 
 pub(crate) fn nothing(expected: &str, text: &str) -> Verdict {
@@ -243,6 +255,32 @@ impl PartialEq for Pattern {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Texts that say the same have one spelling, others have another.
+    #[test]
+    fn answers_have_one_spelling() {
+        let said = |verifier: &Verifier, answer: &str, text: &str| {
+            verifier.verify(answer, text).unwrap().said().map(str::to_owned)
+        };
+        let numeric = |text: &str| said(&Verifier::NUMERIC, "7", text);
+        assert_eq!(numeric("so $1,200.00"), numeric("1.2e3"));
+        assert_eq!((numeric("it is 6/4").unwrap(), numeric("-0.50").unwrap()), ("3/2".into(), "-1/2".into()));
+        assert_eq!((numeric("50%").unwrap(), numeric("nothing")), ("50%".into(), None));
+        let huge = numeric(&"9".repeat(40)).unwrap();
+        assert_ne!(huge, numeric(&"8".repeat(40)).unwrap());
+        let gsm8k = Verifier::Gsm8k { strict: false };
+        assert_eq!(said(&gsm8k, "#### 5", "2 + 2 #### 4").as_deref(), Some("4"));
+        let choice = Verifier::MultipleChoice { choices: vec!["Paris".into(), "Rome".into()] };
+        assert_eq!(said(&choice, "A", "rome"), said(&choice, "A", "the answer is B"));
+        let label = Verifier::Label { labels: vec!["Yes".into(), "No".into()] };
+        assert_eq!(said(&label, "Yes", "no.").as_deref(), Some("No"));
+        let folded = exact(true, true, true);
+        assert_eq!(said(&folded, "a", " The  Cat ").as_deref(), Some("the cat"));
+        assert_eq!(said(&regex("x=(\\d+)"), "1", "x=2 x= 3 x=4 ").as_deref(), Some("4"));
+        assert_eq!(said(&regex("cat"), "cat", "a cat"), None);
+        let integers = Verifier::Final { form: Form::Integers {} };
+        assert_eq!(said(&integers, "1 2", "1+1 => 02  5").as_deref(), Some("2 5"));
+    }
 
     const RIGHT: Option<f64> = Some(1.0);
     const WRONG: Option<f64> = Some(0.0);

@@ -28,6 +28,22 @@ pub struct ScoredSequence<'a> {
     pub scored: &'a [f64],
 }
 
+/// A completion of a group's prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// Token ids, `[T]`.
+    pub ids: &'a [u32],
+    /// Which of them are scored, `[T]`.
+    pub scored: Vec<bool>,
+}
+
+impl<'a> Reply<'a> {
+    /// A completion whose tokens are all scored.
+    pub fn whole(ids: &'a [u32]) -> Self {
+        Self { ids, scored: vec![true; ids.len()] }
+    }
+}
+
 impl Batch {
     /// Independent sequences, packed without seeing each other. Returns the batch and the weights of its M scored
     /// tokens.
@@ -64,6 +80,18 @@ impl Batch {
     /// # Errors
     /// An empty prompt.
     pub fn groups(groups: &[(&[u32], Vec<&[u32]>)]) -> Result<Self> {
+        let mut replies = Vec::with_capacity(groups.len());
+        for (prompt, completions) in groups {
+            replies.push((*prompt, completions.iter().map(|c| Reply::whole(c)).collect()));
+        }
+        Self::replies(&replies)
+    }
+
+    /// The same where only some tokens of a completion are scored: several turns with an environment's words between them.
+    ///
+    /// # Errors
+    /// An empty prompt, and a completion with more or fewer marks than tokens.
+    pub fn replies(groups: &[(&[u32], Vec<Reply<'_>>)]) -> Result<Self> {
         let mut layout = Layout::default();
         for (prompt, completions) in groups {
             if prompt.is_empty() {
@@ -71,12 +99,18 @@ impl Batch {
             }
             let parent = layout.list.len();
             let start = layout.segment(prompt, None);
-            for completion in completions {
-                let Some((last, body)) = completion.split_last() else { continue };
-                let first = layout.segment(body, Some(parent));
+            for Reply { ids, scored } in completions {
+                if ids.len() != scored.len() {
+                    let (got, expected) = (scored.len(), ids.len());
+                    return Err(temper_tensor::Error::Count { op: "batch", what: "marks", got, expected }.into());
+                }
+                // The last scored token's own row predicts nothing that is scored.
+                let Some(last) = scored.iter().rposition(|s| *s) else { continue };
+                let first = layout.segment(&ids[..last], Some(parent));
                 let prompt_row = start + prompt.len() - 1;
-                let sources = std::iter::once(prompt_row).chain(first..first + body.len());
-                sources.zip(body.iter().chain([last])).for_each(|(row, &token)| layout.score(row, token));
+                for t in (0..=last).filter(|t| scored[*t]) {
+                    layout.score(if t == 0 { prompt_row } else { first + t - 1 }, ids[t]);
+                }
             }
         }
         layout.batch()
@@ -144,6 +178,16 @@ mod tests {
         assert_eq!((batch.src, batch.tgt), (vec![1, 2, 3], vec![3, 4, 9]));
         assert_eq!(weights, [0.5, 1.0, 2.0]);
         assert!(Batch::sequences(&[ScoredSequence { ids: &[1], scored: &[] }]).is_err());
+    }
+
+    #[test]
+    fn words_of_others_are_attended_to_and_not_scored() {
+        let reply = |ids, scored: &[u8]| Reply { ids, scored: scored.iter().map(|s| *s == 1).collect() };
+        let replies = vec![reply(&[3, 4, 5, 6], &[1, 0, 1, 0]), reply(&[7, 8], &[0, 1]), reply(&[9], &[0])];
+        let batch = Batch::replies(&[(&[1, 2], replies)]).unwrap();
+        assert_eq!(batch.ids, [1, 2, 3, 4, 7]);
+        assert_eq!((batch.src, batch.tgt), (vec![1, 3, 4], vec![3, 5, 8]));
+        assert!(Batch::replies(&[(&[1], vec![Reply { ids: &[2], scored: vec![] }])]).is_err());
     }
 
     #[test]

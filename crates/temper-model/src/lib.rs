@@ -17,7 +17,7 @@ mod model;
 mod score;
 mod weights;
 
-pub use batch::{Batch, ScoredSequence};
+pub use batch::{Batch, Reply, ScoredSequence};
 pub use config::{Architecture, Config, RopeScaling};
 pub use error::{Error, Result};
 pub use generate::{Author, Completion, Engine, Progress, Request, Sample, Sampling, Session, Stop, Turn, generate};

@@ -22,6 +22,13 @@ impl Scored {
 }
 
 impl Model {
+    /// The hidden row that predicts each of the batch's scored tokens, `[M, C]` row-major.
+    pub fn hidden_rows(&self, ops: &dyn Ops, batch: &Batch) -> Result<Vec<f32>> {
+        let tape = Tape::new(ops, &self.params, false);
+        let hidden = self.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
+        Ok(ops.to_host(tape.gather_rows(&hidden, &batch.src)?.tensor())?)
+    }
+
     /// What the head says of a batch's scored tokens; no gradient.
     pub fn terms(&self, ops: &dyn Ops, batch: &Batch, spec: &HeadSpec) -> Result<HeadTerms> {
         if batch.scored() == 0 {

@@ -1,8 +1,8 @@
 //! Checkpoints: whole or not there.
 //!
 //! A checkpoint is a directory `checkpoints/<stage>-<round>` written aside, fsynced and renamed into place. It holds
-//! `state.json`, and inside a stage `params.safetensors` and `optimizer.safetensors` (f32, row-major); between stages the
-//! parameters are those of `stages/<id>/`. `manifest.json`, written last, lists the files with their sizes. The newest
+//! `state.json`, and inside a stage `params.safetensors` and `optimizer.safetensors` (f32, row-major), of a critic
+//! `critic.safetensors` and `critic_optimizer.safetensors`; between stages the parameters are those of `stages/<id>/`. `manifest.json`, written last, lists the files with their sizes. The newest
 //! whole checkpoint is the one that counts; the one before it is kept.
 
 use std::collections::BTreeMap;
@@ -20,8 +20,6 @@ use crate::rundir::RunDir;
 use crate::state::State;
 
 const STATE: &str = "state.json";
-const PARAMS: &str = "params.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
 const KEEP: usize = 2;
 
@@ -30,6 +28,33 @@ struct Manifest {
     version: u32,
     files: BTreeMap<String, u64>,
     optimizer_steps: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    critic_steps: Option<u64>,
+}
+
+/// Whose parameters and moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The model that the stage trains.
+    Policy,
+    /// The critic beside it.
+    Critic,
+}
+
+impl Role {
+    fn params(self) -> &'static str {
+        match self {
+            Self::Policy => "params.safetensors",
+            Self::Critic => "critic.safetensors",
+        }
+    }
+
+    fn moments(self) -> &'static str {
+        match self {
+            Self::Policy => "optimizer.safetensors",
+            Self::Critic => "critic_optimizer.safetensors",
+        }
+    }
 }
 
 /// A checkpoint that was found whole.
@@ -41,20 +66,29 @@ pub struct Found {
     /// Newer checkpoints that are damaged, by name.
     pub damaged: Vec<String>,
     optimizer_steps: u64,
+    critic_steps: Option<u64>,
 }
 
-/// Writes a checkpoint and removes all but the newest ones. Inside a stage the learner's parameters and moments go with it.
-pub fn write(dir: &RunDir, state: &State, learner: Option<(&dyn Ops, &Learner)>) -> Result<()> {
+/// Writes a checkpoint and removes all but the newest ones. Inside a stage the parameters and moments of what is trained go with it.
+pub fn write<'a>(
+    dir: &RunDir,
+    state: &State,
+    ops: &dyn Ops,
+    trained: impl Iterator<Item = (Role, &'a Learner)>,
+) -> Result<()> {
     let name = format!("{:04}-{:08}", state.stage, state.progress.step);
     let aside = DirWriter::create(dir.checkpoints().join(&name))?;
     aside.write(STATE, &serde_json::to_vec(state).expect("our own types serialise"))?;
-    let mut optimizer_steps = 0;
-    if let Some((ops, learner)) = learner {
-        write_params(&aside.path().join(PARAMS), ops, &learner.model.params)?;
-        write_moments(&aside.path().join(OPTIMIZER), ops, &learner.model.params, &learner.adam)?;
-        optimizer_steps = learner.adam.step();
+    let (mut optimizer_steps, mut critic_steps) = (0, None);
+    for (role, learner) in trained {
+        write_params(&aside.path().join(role.params()), ops, &learner.model.params)?;
+        write_moments(&aside.path().join(role.moments()), ops, &learner.model.params, &learner.adam)?;
+        match role {
+            Role::Policy => optimizer_steps = learner.adam.step(),
+            Role::Critic => critic_steps = Some(learner.adam.step()),
+        }
     }
-    let manifest = Manifest { version: 1, files: sizes(aside.path())?, optimizer_steps };
+    let manifest = Manifest { version: 1, files: sizes(aside.path())?, optimizer_steps, critic_steps };
     aside.write(MANIFEST, &serde_json::to_vec_pretty(&manifest).expect("our own types serialise"))?;
     aside.commit()?;
     prune(dir, &name)
@@ -83,14 +117,14 @@ pub fn newest(dir: &RunDir) -> Result<Option<Found>> {
 }
 
 impl Found {
-    /// Reads parameters and moments back; false for a checkpoint between stages, which has none.
-    pub fn restore(&self, ops: &dyn Ops, learner: &mut Learner) -> Result<bool> {
-        if !self.path.join(PARAMS).is_file() {
+    /// Reads parameters and moments back; false where the checkpoint has none, as between stages.
+    pub fn restore(&self, ops: &dyn Ops, role: Role, learner: &mut Learner) -> Result<bool> {
+        if !self.path.join(role.params()).is_file() {
             return Ok(false);
         }
         let Learner { model, adam, .. } = learner;
-        let params = SafetensorsFile::open(self.path.join(PARAMS))?;
-        let moments = SafetensorsFile::open(self.path.join(OPTIMIZER))?;
+        let params = SafetensorsFile::open(self.path.join(role.params()))?;
+        let moments = SafetensorsFile::open(self.path.join(role.moments()))?;
         let ids: Vec<(ParamId, String)> = model.params.iter().map(|(id, p)| (id, p.name.clone())).collect();
         for (id, name) in ids {
             model.params.set_values(ops, id, &params.read_f32(&name)?)?;
@@ -99,7 +133,10 @@ impl Found {
                 adam.set_moments(ops, &model.params, id, &m, &v)?;
             }
         }
-        adam.set_step(self.optimizer_steps);
+        adam.set_step(match role {
+            Role::Policy => self.optimizer_steps,
+            Role::Critic => self.critic_steps.unwrap_or(0),
+        });
         Ok(true)
     }
 }
@@ -203,7 +240,8 @@ fn open(path: &Path) -> Result<Option<Found>> {
             "resume with that version, or start afresh in another directory with --out",
         )
     })?;
-    Ok(Some(Found { path: path.into(), state, damaged: vec![], optimizer_steps: manifest.optimizer_steps }))
+    let Manifest { optimizer_steps, critic_steps, .. } = manifest;
+    Ok(Some(Found { path: path.into(), state, damaged: vec![], optimizer_steps, critic_steps }))
 }
 
 fn prune(dir: &RunDir, newest: &str) -> Result<()> {

@@ -6,7 +6,8 @@ use serde::Serialize;
 use temper_data::Tokenizer;
 use temper_tensor::Ops;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Role};
+use crate::critic::Critic;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::metrics::Metrics;
@@ -147,15 +148,16 @@ impl<'a> Context<'a> {
     }
 
     /// Writes a checkpoint inside a stage.
-    pub fn checkpoint(&mut self, learner: &Learner, progress: &Progress) -> Result<()> {
+    pub fn checkpoint(&mut self, learner: &Learner, critic: Option<&Critic>, progress: &Progress) -> Result<()> {
         self.state.progress = progress.clone();
         self.state.log_lengths = self.logs.sync()?;
-        checkpoint::write(self.dir, &self.state, Some((self.ops, learner)))
+        let trained = [Some((Role::Policy, learner)), critic.map(|c| (Role::Critic, &c.learner))];
+        checkpoint::write(self.dir, &self.state, self.ops, trained.into_iter().flatten())
     }
 
     /// Writes a checkpoint between stages: the model is in `stages/`.
     pub fn boundary(&mut self) -> Result<()> {
         self.state.log_lengths = self.logs.sync()?;
-        checkpoint::write(self.dir, &self.state, None)
+        checkpoint::write(self.dir, &self.state, self.ops, std::iter::empty())
     }
 }

@@ -17,7 +17,7 @@ pub struct Learner {
     /// The model.
     pub model: Model,
     /// Gradients of the optimiser step in progress.
-    grads: Grads,
+    pub(crate) grads: Grads,
     /// Moments and step count of the optimiser.
     pub adam: AdamState,
 }

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod context;
+pub mod critic;
 mod digest;
 mod error;
 pub mod eval;

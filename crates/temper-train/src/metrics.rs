@@ -39,8 +39,40 @@ pub const GROUPS_MISSING: &str = "groups/missing";
 /// Share of the sampled completions of groups that are trained on which are themselves left out (cut off, or not chosen by a
 /// down-sampling rule); only where a recipe leaves out single completions.
 pub const ROLLOUTS_LEFT_OUT: &str = "completions/left_out_ratio";
+/// Mean reward of the model's first turns, by themselves; only with an environment.
+pub const FIRST_TURN: &str = "turns/first_reward";
+/// Mean reward of the model's last turns, by themselves; only with an environment.
+pub const LAST_TURN: &str = "turns/last_reward";
+/// Share of the round's groups that got a member from elsewhere (`inject`).
+pub const GROUPS_INJECTED: &str = "groups/injected_ratio";
+/// Groups of another learner in the round's step (`shared`).
+pub const GROUPS_SHARED: &str = "groups/shared";
+/// Tasks for which a right answer is stored (`inject` from `stored`).
+pub const STORED_ANSWERS: &str = "groups/stored_answers";
+/// Right rollouts in the episodic memory (shaping `episodic`).
+pub const MEMORY_RIGHT: &str = "memory/right";
+/// Wrong rollouts in the episodic memory (shaping `episodic`).
+pub const MEMORY_WRONG: &str = "memory/wrong";
+/// Share of the round's completions that a budget in stages did not sample (`budget`).
+pub const BUDGET_SAVED: &str = "completions/saved_ratio";
+/// Share of the units that the step was drawn from which are in it (`redraw`).
+pub const REDRAWN: &str = "completions/redrawn_ratio";
 /// Mean reward of the greedy completions, as scored; only where a part needs them.
 pub const REWARD_GREEDY: &str = "reward_greedy";
+/// Mean estimate of the KL to the reference over the round's sampled tokens, before `beta`; only with the KL in the reward.
+pub const REWARD_KL: &str = "reward_kl";
+/// Loss of the critic, mean over the round's optimiser steps; half the mean squared error where nothing is clipped. The metrics
+/// `value*` are there with a critic only.
+pub const VALUE_LOSS: &str = "value_loss";
+/// L2 norm of the critic's gradient before clipping.
+pub const VALUE_GRAD_NORM: &str = "value/grad_norm";
+/// Share of tokens at which the bound of the value loss cut the gradient.
+pub const VALUE_CLIP_RATIO: &str = "value/clip_ratio";
+/// Mean of the values that made the round's advantages.
+pub const VALUE_MEAN: &str = "value/mean";
+/// `1 - variance(return - value) / variance(return)` over the round's tokens, of the values that made its advantages: 1 where the
+/// critic knows the return, 0 where a constant would do as well. Left out where all returns are equal.
+pub const EXPLAINED_VARIANCE: &str = "value/explained_variance";
 /// Lower tracked quantile of the bundle scores; only with the advantage `risk`.
 pub const QUANTILE_LOW: &str = "risk/quantile_low";
 /// Upper tracked quantile of the bundle scores; only with the advantage `risk`.
@@ -72,6 +104,11 @@ pub fn term_loss(kind: &str, nth: usize) -> String {
     if nth < 2 { format!("loss/{kind}") } else { format!("loss/{kind}_{nth}") }
 }
 
+/// Value of a moving setting in the step, by its path in the stage: `knob/objective.kl.beta`.
+pub fn knob(path: &str) -> String {
+    format!("knob/{path}")
+}
+
 /// Mean of one reward part, unweighted, over the step's completions: `rewards/<part>/mean`.
 pub fn reward_part_mean(part: &str) -> String {
     format!("rewards/{part}/mean")
@@ -90,6 +127,10 @@ impl Metrics {
     /// Adds a number.
     pub fn set(&mut self, name: impl Into<String>, value: f64) {
         self.0.push((name.into(), value));
+    }
+    /// Adds the values of moving settings, by path.
+    pub fn knobs(&mut self, values: &[(&str, f64)]) {
+        self.0.extend(values.iter().map(|(path, value)| (knob(path), *value)));
     }
     /// The number called `name`.
     pub fn get(&self, name: &str) -> Option<f64> {

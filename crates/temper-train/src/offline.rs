@@ -85,10 +85,11 @@ pub fn run(
     }
     let (longest, all) = rows.tokens();
     temper_tensor::buf::expect_rows(plan::offline_sizes(stage, longest, all).micro_tokens);
-    let loss = stage.loss();
     let changed = input::Change::new(stage, ctx.tokenizer()?, total, seed)?;
     while progress.step < total {
         let begun = Instant::now();
+        let knobs = stage.knobs.values(&progress.knobs, progress.step as u64, total as u64);
+        let loss = stage.knobs.fix(stage, &knobs).loss();
         let picked = draw(stage, rows, &mut order, progress);
         let batch: Vec<&(String, Encoded)> = picked.iter().map(|&i| &rows.rows[i]).collect();
         let multipliers: Option<Vec<f64>> =
@@ -114,13 +115,15 @@ pub fn run(
         metrics.set(names::ENTROPY, sums.entropy / sums.scored.max(1) as f64);
         metrics.set(names::MEAN_TOKEN_ACCURACY, sums.correct as f64 / sums.scored.max(1) as f64);
         term_metrics(&loss, &sums, &mut metrics);
+        metrics.knobs(&knobs);
+        stage.knobs.observe(&mut progress.knobs, None, metrics.get(names::ENTROPY));
         constrain(stage, progress, &picked, &sums.nll, &mut metrics);
         ctx.log_step(&stage.id, progress.step, total, &metrics, begun.elapsed(), sums.tokens)?;
 
         let stop = ctx.stop_requested();
         if stop || progress.step == total || progress.step.is_multiple_of(stage.checkpoint_every) {
             progress.order = Some(order.clone());
-            ctx.checkpoint(learner, progress)?;
+            ctx.checkpoint(learner, None, progress)?;
             ctx.emit(&Event::Checkpoint { stage: &stage.id, step: progress.step });
         }
         if stop && progress.step < total {

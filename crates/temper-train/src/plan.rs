@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use temper_algo::Coupling;
+use temper_algo::group_reuse::{InjectFrom, InjectWhen};
 use temper_data::{Encoded, Tokenizer, encode_prompt};
 use temper_model::Config;
 
@@ -122,7 +123,9 @@ fn longest_prompt(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<Opt
 /// Every local path and `hf:` name that a recipe reads, with the place that names it.
 pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
     let mut found = vec![];
-    for (role, spec) in [("policy", &recipe.model.policy), ("reference", &recipe.model.reference)] {
+    for (role, spec) in
+        [("policy", &recipe.model.policy), ("reference", &recipe.model.reference), ("critic", &recipe.model.critic)]
+    {
         found.extend(spec.iter().filter_map(|s| s.path.clone()).map(|p| (format!("model.{role}"), p)));
     }
     for stage in &recipe.stage {
@@ -261,7 +264,8 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     let updates = s.steps * s.inner_epochs * s.minibatches;
     let greedy = if s.needs_greedy() { s.prompts_per_step } else { 0 };
     let times = 1 + u64::from(s.refill());
-    let most = ((completions + greedy) * s.sampling.max_tokens) as u64 * times;
+    let turns = s.environment.as_ref().map_or(1, temper_env::Environment::turns);
+    let most = (turns * (completions + greedy) * s.sampling.max_tokens) as u64 * times;
     let mut figures = vec![
         ("rounds", grouped(s.steps as u64)),
         (
@@ -276,6 +280,35 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     if greedy > 0 {
         figures.push(("greedy completions", format!("{greedy} more a round, for the baseline")));
     }
+    if turns > 1 {
+        figures.push(("turns", format!("{turns} of the model in each completion")));
+    }
+    if let Some(budget) = s.budget {
+        let what = format!("{} samples at a time, until one is right", budget.stage);
+        figures.push(("in stages", what));
+    }
+    if let Some(inject) = &s.inject {
+        let what = match inject.from {
+            InjectFrom::Demonstration => "a demonstration",
+            InjectFrom::Stored => "an earlier right answer",
+            InjectFrom::Refinement => "a refined wrong answer",
+        };
+        let when = match inject.when {
+            InjectWhen::AllWrong => "to groups without a right answer",
+            InjectWhen::Always => "to every group",
+        };
+        figures.push(("added", format!("{what} {when}; its log-probabilities take a forward pass over it")));
+    }
+    if let Some(shared) = &s.shared {
+        let what = format!(
+            "up to {} groups of `{}` beside {} of its own in a step",
+            shared.groups, shared.stage, shared.local
+        );
+        figures.push(("shared", what));
+    }
+    if s.episodic().is_some() {
+        figures.push(("extra pass", "the policy's hidden rows of every completion, for the episodic memory".into()));
+    }
     if times > 1 {
         figures.push(("refilling", format!("dropped groups are sampled anew, at most {} times a round", s.refill())));
     }
@@ -287,6 +320,9 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     ));
     if reference {
         figures.push(("extra pass", "log-probabilities of the reference model".into()));
+    }
+    if s.critic.is_some() {
+        figures.push(("extra passes", "the critic's values, and its own training".into()));
     }
     let wider = match s.objective.coupling() {
         Coupling::Token => None,

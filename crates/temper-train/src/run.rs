@@ -9,11 +9,12 @@ use temper_format::atomic::DirWriter;
 use temper_model::{Config, Model};
 use temper_tensor::Ops;
 
-use crate::checkpoint::{self, Found};
+use crate::checkpoint::{self, Found, Role};
 use crate::context::{Context, Outcome};
+use crate::critic::Critic;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
-use crate::recipe::{self, Dtype, InitStage, Recipe, RecipeError, SaveDtype, Stage, TokenizerStage};
+use crate::recipe::{self, Dtype, InitStage, ModelSpec, Recipe, RecipeError, SaveDtype, Stage, TokenizerStage};
 use crate::rundir::{Lock, RunDir};
 use crate::state::Progress;
 use crate::watch::{Stop, Watch};
@@ -314,6 +315,7 @@ fn train(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>)
 /// Runs the stage's loop; gradients, moments and reference are gone when it returns.
 fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) -> Result<(Model, Outcome)> {
     let reference = reference(ctx, this, &start)?;
+    let mut critic = critic(ctx, this, &start)?;
     let rows = match this {
         Stage::Offline(s) => Some(offline::rows(ctx, s, &start)?),
         _ => None,
@@ -321,15 +323,18 @@ fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) 
     let mut learner = Learner::new(ctx.ops(), start)?;
     let mut progress = Progress::default();
     if let Some(found) = found
-        && found.restore(ctx.ops(), &mut learner)?
+        && found.restore(ctx.ops(), Role::Policy, &mut learner)?
     {
         progress = found.state.progress.clone();
+        if let Some(critic) = &mut critic {
+            found.restore(ctx.ops(), Role::Critic, &mut critic.learner)?;
+        }
     }
     let outcome = match (this, rows) {
         (Stage::Offline(s), Some(rows)) => {
             offline::run(ctx, &mut learner, reference.as_ref(), &rows, s, &mut progress)?
         }
-        (Stage::Online(s), _) => online::run(ctx, &mut learner, reference.as_ref(), s, &mut progress)?,
+        (Stage::Online(s), _) => online::run(ctx, &mut learner, critic.as_mut(), reference.as_ref(), s, &mut progress)?,
         _ => Outcome::Done,
     };
     let Learner { model, .. } = learner;
@@ -343,25 +348,43 @@ fn reference(ctx: &mut Context, this: &Stage, start: &Model) -> Result<Option<Mo
     if !this.needs_reference() {
         return Ok(None);
     }
-    let spec = ctx.recipe.model.reference.as_ref();
-    match spec.and_then(|r| r.path.as_ref()) {
+    match path_of(ctx.recipe.model.reference.as_ref()) {
         None => Ok(Some(start.frozen_copy())),
-        Some(path) => {
-            let path = hub::local(path)?;
-            let (model, _) = load_model(ctx.ops(), &path)?;
-            ctx.state.same_model("reference", &path)?;
-            if model.config.vocab_size != start.config.vocab_size {
-                return Err(Error::user(
-                    format!(
-                        "the reference model has a vocabulary of {}, the policy one of {}",
-                        model.config.vocab_size, start.config.vocab_size
-                    ),
-                    "a reference shares the policy's vocabulary",
-                ));
-            }
-            Ok(Some(typed(ctx, model).frozen_copy()))
-        }
+        Some(path) => Ok(Some(other(ctx, "reference", path, start)?.frozen_copy())),
     }
+}
+
+/// The critic of a stage, where its objective needs one, as it begins.
+fn critic(ctx: &mut Context, this: &Stage, start: &Model) -> Result<Option<Critic>> {
+    if !matches!(this, Stage::Online(s) if s.critic.is_some()) {
+        return Ok(None);
+    }
+    let body = match path_of(ctx.recipe.model.critic.as_ref()) {
+        None => start.clone(),
+        Some(path) => other(ctx, "critic", path, start)?,
+    };
+    Critic::new(ctx.ops(), body).map(Some)
+}
+
+fn path_of(spec: Option<&ModelSpec>) -> Option<&str> {
+    spec.and_then(|s| s.path.as_deref())
+}
+
+/// Loads the model of another role, which reads the policy's tokens.
+fn other(ctx: &mut Context, role: &str, path: &str, start: &Model) -> Result<Model> {
+    let path = hub::local(path)?;
+    let (model, _) = load_model(ctx.ops(), &path)?;
+    ctx.state.same_model(role, &path)?;
+    if model.config.vocab_size == start.config.vocab_size {
+        return Ok(typed(ctx, model));
+    }
+    Err(Error::user(
+        format!(
+            "the {role} model has a vocabulary of {}, the policy one of {}",
+            model.config.vocab_size, start.config.vocab_size
+        ),
+        format!("a {role} shares the policy's vocabulary"),
+    ))
 }
 
 /// The model computing in the recipe's type.

@@ -38,6 +38,10 @@ impl RunDir {
     pub fn env(&self) -> PathBuf {
         self.root.join("env.json")
     }
+    /// The rollouts that are kept.
+    pub fn rollouts(&self) -> PathBuf {
+        self.root.join("rollouts.jsonl")
+    }
     /// The retention ledger.
     pub fn ledger(&self) -> PathBuf {
         self.root.join("ledger.json")

@@ -10,6 +10,8 @@ use crate::digest;
 use crate::error::{Error, Result};
 use crate::examples::Order;
 use crate::ledger::Ledger;
+use crate::recipe::KnobStates;
+use crate::rollout::Answers;
 
 /// Where a stage is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +43,15 @@ pub struct Progress {
     /// What the advantage of an online stage remembers.
     #[serde(default)]
     pub advantage: temper_algo::AdvantageState,
+    /// What the stage's moving settings remember.
+    #[serde(default, skip_serializing_if = "KnobStates::is_empty")]
+    pub knobs: KnobStates,
+    /// Right answers of an online stage that stores them.
+    #[serde(default, skip_serializing_if = "Answers::is_empty")]
+    pub answers: Answers,
+    /// The episodic memory of an online stage that has one.
+    #[serde(default, skip_serializing_if = "temper_algo::Memory::is_empty")]
+    pub memory: temper_algo::Memory,
 }
 
 impl Progress {

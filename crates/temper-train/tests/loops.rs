@@ -449,7 +449,7 @@ fn settings_that_cannot_work_are_found_before_anything_runs() {
         ("stage.grpo.sampling.stop=[\"\"]", "stop"),
         ("stage.grpo.rewards=[{name=\"a\",kind=\"verifier\"},{name=\"a\",kind=\"verifier\"}]", "same name"),
         ("stage.grpo.objective={kl={beta=0.1}}", "reference"),
-        ("stage.grpo.objective={advantage={kind=\"gae\"}}", "does not have yet"),
+        ("stage.grpo.objective={advantage={kind=\"gae\"}}", "there is no critic"),
         ("stage.grpo.objective={advantage={kind=\"process\"}}", "steps"),
         ("stage.grpo.objective={advantage={kind=\"pass_at_k\",k=9}}", "k is 9"),
         ("stage.grpo.objective={advantage={kind=\"risk\",bundle=2}}", "bundle is 2"),

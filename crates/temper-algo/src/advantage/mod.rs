@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Needs, Problem};
 
 pub use group::{is_constant, sample_std};
-pub use round::{AdvantageState, GroupRewards, Round, RoundAdvantages, StepReward};
+pub use round::{AdvantageState, GroupRewards, Round, RoundAdvantages, StepReward, token_rewards};
 pub use token::{gae, returns_to_go};
 
 use risk::Risk;
@@ -297,6 +297,22 @@ impl Advantage {
         Ok(RoundAdvantages::Rollouts(rollouts))
     }
 
+    /// What a critic learns to predict at every token of a rollout `[T]`, from the rewards of its tokens and the values that made
+    /// the advantages: GAE's `A_t + V_t`, and the undiscounted return for advantages that are no estimate from values.
+    ///
+    /// ```
+    /// use temper_algo::Advantage;
+    /// let gae = Advantage::Gae { gamma: 1.0, lambda: 0.0, whiten: true };
+    /// assert_eq!(gae.value_targets(&[0.0, 1.0], &[0.5, 0.25]), [0.25, 1.0]);
+    /// assert_eq!(Advantage::default().value_targets(&[0.0, 1.0], &[0.5, 0.25]), [1.0, 1.0]);
+    /// ```
+    pub fn value_targets(&self, rewards: &[f64], values: &[f64]) -> Vec<f64> {
+        match *self {
+            Self::Gae { gamma, lambda, .. } => gae(rewards, values, gamma, lambda).1,
+            _ => returns_to_go(rewards, 1.0),
+        }
+    }
+
     /// What to remember for the next round.
     pub fn remember(&self, round: &Round) -> AdvantageState {
         match (*self, self.risk()) {
@@ -327,6 +343,11 @@ impl Advantage {
                 | Self::Gae { .. }
                 | Self::Process { .. }
         ) || matches!(self, Self::Returns { gamma, .. } if *gamma != 1.0)
+    }
+
+    /// Whether a reward on a token counts for this token and those before it (and not, as steps do, against other steps).
+    pub fn reads_token_rewards(&self) -> bool {
+        matches!(self, Self::ReinforcePlusPlus { .. } | Self::Returns { .. } | Self::Gae { .. })
     }
 
     /// What it reads.

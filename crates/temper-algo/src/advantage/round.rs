@@ -53,15 +53,20 @@ impl<'a> GroupRewards<'a> {
     }
 
     fn rollout_token_rewards(&self, i: usize) -> Vec<f64> {
-        let mut rewards = vec![0.0; self.lengths[i]];
-        for step in self.steps.get(i).into_iter().flatten() {
-            rewards[step.end] += step.reward;
-        }
-        if let Some(last) = rewards.last_mut() {
-            *last += self.rewards[i];
-        }
-        rewards
+        token_rewards(self.rewards[i], self.lengths[i], self.steps.get(i).map_or(&[], Vec::as_slice))
     }
+}
+
+/// The reward of every token of a rollout `[length]`: the steps' rewards, and the total reward on the last token.
+pub fn token_rewards(reward: f64, length: usize, steps: &[StepReward]) -> Vec<f64> {
+    let mut rewards = vec![0.0; length];
+    for step in steps {
+        rewards[step.end] += step.reward;
+    }
+    if let Some(last) = rewards.last_mut() {
+        *last += reward;
+    }
+    rewards
 }
 
 /// What an advantage remembers between rounds; part of a checkpoint.

@@ -2,7 +2,7 @@
 
 use super::{KlPenalty, PolicyObjective};
 use crate::correction::Level;
-use crate::{Advantage, Correction, KlEstimator, Needs, OffPolicyMask, Problem, Surrogate, TopEntropy};
+use crate::{Advantage, Correction, KlEstimator, KlReward, Needs, OffPolicyMask, Problem, Surrogate, TopEntropy};
 
 impl PolicyObjective {
     /// Everything that is wrong with the settings, for groups of `group_size` rollouts.
@@ -15,6 +15,7 @@ impl PolicyObjective {
         problems.extend(self.check_drift());
         problems.extend(self.kl.and_then(check_beta));
         problems.extend(self.check_kl_effect());
+        problems.extend(self.check_kl_reward());
         problems.extend(self.check_entropy());
         problems
     }
@@ -27,6 +28,7 @@ impl PolicyObjective {
             .chain(within("correction", self.correction.map_or(vec![], Correction::check)))
             .chain(within("top_entropy", self.top_entropy.map_or(vec![], TopEntropy::check)))
             .chain(within("off_policy_mask", self.off_policy_mask.map_or(vec![], OffPolicyMask::check)))
+            .chain(within("kl_reward", self.kl_reward.iter().flat_map(KlReward::check).collect()))
             .chain(within("weighting", self.weighting.check()))
             .collect()
     }
@@ -91,6 +93,25 @@ impl PolicyObjective {
             message,
             "use `k3` or `k2`, set kl.importance = true, or put k1 in the reward",
         ))
+    }
+
+    /// A cost that no advantage sees.
+    fn check_kl_reward(&self) -> Option<Problem> {
+        let kl = self.kl_reward?;
+        let problem = |field: &str, what: String, hint: &str| Some(Problem::new(field, what, hint).within("kl_reward"));
+        if !self.surrogate.uses_adv() {
+            let message = format!("the surrogate `{}` reads no advantage, so no reward either", self.surrogate.name());
+            return problem("beta", message, "put the KL in the loss: `kl`");
+        }
+        if kl.level == Level::Token && !self.advantage.reads_token_rewards() {
+            let message = "level is `token`, and the advantage compares total rewards".into();
+            return problem(
+                "level",
+                message,
+                "use `sequence`, or an advantage of token rewards: `reinforce_plus_plus`, `returns`, `gae`",
+            );
+        }
+        None
     }
 
     fn check_entropy(&self) -> Vec<Problem> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
     Advantage, Correction, Curve, Direction, Divergence, DownSampleRule, EntropyBonus, GpgCount, GroupShaper,
-    KlEstimator, KlPenalty, Level, Moving, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows, Schedule,
+    KlEstimator, KlPenalty, Level, Moving, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows, Same, Schedule,
     Surrogate, TokenObjective, TopEntropy, Weighting, Whiten,
 };
 
@@ -83,13 +83,19 @@ pub fn every_reward_shaping() -> Vec<RewardShaping> {
         RewardShaping::Trust { outcome: "right".into(), process: "style".into(), coef: 0.3, anneal_steps: 50.0 },
         RewardShaping::Flip { part: "right".into(), probability: 0.25 },
         RewardShaping::LengthBudget { start: 8.0, decay: 0.5, every: 3, weight: 0.5 },
+        RewardShaping::Majority { weight: 2.0 },
+        RewardShaping::Diversity { same: Same::Text, floor: 0.2, threshold: 0.25 },
+        RewardShaping::Episodic { exploit: 0.1, explore: 0.0, k: 2, capacity: 9, threshold: 0.5 },
     ];
     for item in &list {
         match item {
             RewardShaping::Constraint { .. }
             | RewardShaping::Trust { .. }
             | RewardShaping::Flip { .. }
-            | RewardShaping::LengthBudget { .. } => {}
+            | RewardShaping::LengthBudget { .. }
+            | RewardShaping::Majority { .. }
+            | RewardShaping::Diversity { .. }
+            | RewardShaping::Episodic { .. } => {}
         }
     }
     list

@@ -228,7 +228,9 @@ fn read_answer(line: &[u8], index: u64) -> Result<(Mark, bool), String> {
     }
     let named = answer.index.is_some();
     match answer {
-        Answer { failed: Some(why), reward: None, .. } => Ok((Mark { value: 0.0, failed: Some(why) }, named)),
+        Answer { failed: Some(why), reward: None, .. } => {
+            Ok((Mark { value: 0.0, failed: Some(why), said: None }, named))
+        }
         // JSON has no NaN and serde refuses numbers that overflow, but the promise is made here.
         Answer { reward: Some(reward), failed: None, .. } if reward.abs() <= LARGEST => Ok((Mark::of(reward), named)),
         Answer { reward: Some(reward), failed: None, .. } if reward.is_finite() => {

@@ -61,8 +61,8 @@ fn parts_are_weighted_and_logged_apart() {
         .unwrap();
     let named =
         |values: [f64; 3]| ["correct", "format", "short"].map(String::from).into_iter().zip(values).collect::<Vec<_>>();
-    assert_eq!(verdicts[0], Verdict::Graded { reward: 1.5, parts: named([1.0, 1.0, 0.0]) });
-    assert_eq!(verdicts[1], Verdict::Graded { reward: 0.0, parts: named([0.0, 1.0, -0.25]) });
+    assert_eq!(verdicts[0], Verdict::Graded { reward: 1.5, parts: named([1.0, 1.0, 0.0]), said: Some("4".into()) });
+    assert_eq!(verdicts[1], Verdict::Graded { reward: 0.0, parts: named([0.0, 1.0, -0.25]), said: Some("55".into()) });
     assert_eq!((verdicts[2].reward(), verdicts[2].parts()), (-1.0, named([0.0, 1.0, -0.75]).as_slice()));
     assert!(verdicts[2].failure().unwrap().contains("so what"));
 }

@@ -51,7 +51,7 @@ impl Form {
             Self::Pick { numbers, count, sum } => picks(said, numbers, *count, *sum),
             Self::Letters {} | Self::Brackets {} | Self::Truth {} => said == answer,
         };
-        Ok(Verdict::of(right))
+        Ok(Verdict::of_answer(right, self.spelling(said)))
     }
 
     pub(crate) fn check(&self, answer: &str) -> Result<(), Error> {
@@ -63,6 +63,17 @@ impl Form {
                 Err(gold(answer, format!("it is not {count} of {numbers:?} that add up to {sum}")))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A text of this form in one spelling: without leading zeros and further spaces.
+    fn spelling(&self, said: &str) -> String {
+        match self {
+            Self::Integer {} | Self::Integers {} | Self::Pick { .. } => {
+                let word = |digits: &str| if digits.is_empty() { "0".to_owned() } else { digits.to_owned() };
+                digits_of(said).map(word).collect::<Vec<_>>().join(" ")
+            }
+            Self::Letters {} | Self::Brackets {} | Self::Truth {} => said.to_owned(),
         }
     }
 
@@ -126,7 +137,7 @@ mod tests {
             assert!(verdict(text).is_right(), "{form:?} {text}");
         }
         for text in wrong {
-            assert_eq!(verdict(text), Verdict::of(false), "{form:?} {text}");
+            assert!(!verdict(text).is_right() && verdict(text).said().is_some(), "{form:?} {text}");
         }
         for text in unread {
             assert!(verdict(text).failure().is_some(), "{form:?} {text}");

@@ -38,6 +38,27 @@ impl Number {
     }
 }
 
+impl Number {
+    /// The number in one spelling, equal for equal values (a percentage keeps its sign).
+    pub(crate) fn spelling(self) -> String {
+        let value = match self.value {
+            Value::Ratio { num, den } => {
+                let divisor = gcd(num.unsigned_abs(), den.unsigned_abs()).max(1).cast_signed();
+                match (num / divisor, den / divisor) {
+                    (num, 1) => num.to_string(),
+                    (num, den) => format!("{num}/{den}"),
+                }
+            }
+            Value::Float(value) => format!("{value:e}"),
+        };
+        if self.percent { value + "%" } else { value }
+    }
+}
+
+fn gcd(a: u128, b: u128) -> u128 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 impl Value {
     fn near(self, gold: Self, tolerance: f64) -> bool {
         let (a, b) = (self.float(), gold.float());

@@ -10,7 +10,7 @@ use super::update::Update;
 use crate::error::Result;
 use crate::learner::Learner;
 use crate::recipe::OnlineStage;
-use crate::rollout::Group;
+use crate::rollout::{self, Group};
 
 /// A micro-batch: the tokens, and the columns of those that are scored.
 pub(super) struct Micro {
@@ -22,6 +22,7 @@ pub(super) struct Micro {
 #[derive(Default)]
 struct Scored {
     logp_old: Vec<f64>,
+    logp_gen: Vec<f64>,
     logp_ref: Option<Vec<f64>>,
     adv: Vec<f64>,
     success: Vec<f64>,
@@ -31,18 +32,21 @@ struct Scored {
 }
 
 impl Micro {
-    pub(super) fn new(groups: &[&Group], weights: &[Vec<f64>], logp_ref: Option<&[Vec<f64>]>) -> Result<Self> {
+    pub(super) fn new(groups: &[&Group], weights: &[Vec<f64>]) -> Result<Self> {
         let rollouts = || groups.iter().flat_map(|g| g.rollouts.iter().zip(&g.adv));
+        let adv: Vec<f64> = rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect();
+        let logp_ref: Vec<f64> = rollouts().flat_map(|(r, _)| r.read.logp_ref.iter().copied()).collect();
         let scored = Scored {
-            logp_old: rollouts().flat_map(|(r, _)| r.logp_gen.iter().map(|&x| f64::from(x))).collect(),
-            logp_ref: logp_ref.map(<[std::vec::Vec<f64>]>::concat),
-            adv: rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect(),
+            logp_old: rollouts().flat_map(|(r, _)| r.logp_old().iter().map(|&x| f64::from(x))).collect(),
+            logp_gen: rollouts().flat_map(|(r, _)| r.logp_gen.iter().map(|&x| f64::from(x))).collect(),
+            logp_ref: Some(logp_ref).filter(|l| l.len() == adv.len()),
+            adv,
             success: groups.iter().flat_map(|g| std::iter::repeat_n(g.success, g.scored())).collect(),
             weight: weights.concat(),
-            sequences: rollouts().map(|(r, _)| r.tokens.len()).collect(),
+            sequences: rollouts().map(|(r, _)| r.scored()).collect(),
             groups: groups.iter().map(|g| g.rollouts.len()).collect(),
         };
-        Ok(Self { batch: group_batch(groups)?, scored })
+        Ok(Self { batch: rollout::batch(groups)?, scored })
     }
 }
 
@@ -56,6 +60,7 @@ impl Scored {
         let mut all = Self::default();
         for Micro { scored, .. } in micros {
             all.logp_old.extend(&scored.logp_old);
+            all.logp_gen.extend(&scored.logp_gen);
             if let Some(logp_ref) = &scored.logp_ref {
                 all.logp_ref.get_or_insert_default().extend(logp_ref);
             }
@@ -81,6 +86,7 @@ impl Scored {
         stage.objective.token_terms(&Rows {
             logp: &logp,
             logp_old: Some(&self.logp_old[at.clone()]),
+            logp_gen: Some(&self.logp_gen[at.clone()]),
             logp_ref: self.logp_ref.as_ref().map(|l| &l[at.clone()]),
             entropy: entropy.as_deref(),
             success: Some(&self.success[at.clone()]),
@@ -88,7 +94,6 @@ impl Scored {
             weight: &self.weight[at],
             sequences: if whole { &self.sequences } else { &[] },
             groups: if whole { &self.groups } else { &[] },
-            ..Rows::EMPTY
         })
     }
 }
@@ -193,12 +198,4 @@ fn slice(terms: &PolicyTerms, at: Range<usize>) -> PolicyTerms {
 fn coefficients(terms: &PolicyTerms) -> HeadCoef {
     let narrow = |d: &Vec<f64>| d.iter().map(|&x| x as f32).collect();
     HeadCoef { d_logp: narrow(&terms.d_logp), d_entropy: terms.d_entropy.as_ref().map(narrow), ..HeadCoef::default() }
-}
-
-pub(super) fn group_batch(groups: &[&Group]) -> Result<Batch> {
-    let shapes: Vec<(&[u32], Vec<&[u32]>)> = groups
-        .iter()
-        .map(|g| (g.prompt.as_slice(), g.rollouts.iter().map(|r| r.tokens.as_slice()).collect()))
-        .collect();
-    Ok(Batch::groups(&shapes)?)
 }

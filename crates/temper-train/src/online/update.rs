@@ -1,12 +1,13 @@
 //! The optimiser's side of the online loop: from groups with advantages to updated parameters.
 
 use temper_algo::stats::Running;
-use temper_algo::{Needs, PolicyMetrics, SequenceMask};
-use temper_model::Model;
+use temper_algo::{PolicyMetrics, SequenceMask};
 use temper_tensor::HeadSpec;
 
-use super::pass::{Micro, Pass, group_batch};
+use super::pass::{Micro, Pass};
+use super::value::ValueUpdate;
 use crate::context::Context;
+use crate::critic::Critic;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
@@ -26,9 +27,43 @@ pub(super) struct Update {
     /// Tokens computed in training.
     pub tokens: u64,
     updates: usize,
+    /// The critic's share.
+    pub(super) value: ValueUpdate,
 }
 
 impl Update {
+    /// One optimiser step of the policy; `factor` is the learning rate's.
+    fn policy_step(
+        &mut self,
+        ctx: &Context,
+        learner: &mut Learner,
+        stage: &OnlineStage,
+        groups: &[&Group],
+        factor: f64,
+        round: usize,
+    ) -> Result<()> {
+        let loss = optimiser_step(ctx, learner, stage, groups, self)?;
+        let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
+        for (what, value) in [("loss", loss), ("grad_norm", norm)] {
+            finite(what, value, stage, round, groups)?;
+        }
+        self.updates += 1;
+        self.loss += loss;
+        self.grad_norm += norm;
+        self.lr = stage.optimizer.lr() * factor;
+        Ok(())
+    }
+
+    /// Mean KL to the reference, where the loss has one.
+    pub(super) fn kl(&self) -> Option<f64> {
+        self.policy.kl.map(temper_algo::Sum::mean)
+    }
+
+    /// Mean entropy of the policy, nats a token; nothing of a round without an optimiser step.
+    pub(super) fn entropy(&self) -> Option<f64> {
+        self.entropy.mean()
+    }
+
     /// A round whose groups were all constant takes no optimiser step and has none of these numbers.
     pub(super) fn write(&self, metrics: &mut Metrics) {
         if self.updates == 0 {
@@ -49,43 +84,33 @@ impl Update {
     }
 }
 
-/// The round's optimiser steps: `inner_epochs` passes of `minibatches` each.
+/// The round's optimiser steps: `inner_epochs` passes of `minibatches` each, of the critic where there is one and of the policy.
 pub(super) fn run(
     ctx: &Context,
     learner: &mut Learner,
-    reference: Option<&Model>,
+    mut critic: Option<&mut Critic>,
     stage: &OnlineStage,
     groups: &[&Group],
     progress: &mut Progress,
 ) -> Result<Update> {
     let mut done = Update::default();
-    let needs = stage.objective.needs();
-    let temperature = stage.sampling.temperature;
     let total = (stage.steps * stage.inner_epochs * stage.minibatches) as u64;
+    let policy_trains = stage.critic.as_ref().is_none_or(|c| c.objective.policy_trains(progress.step as u64));
     let minibatches = deal(groups.len(), stage.minibatches);
-    let logp_ref = match reference.filter(|_| needs.contains(Needs::LOGP_REF)) {
-        Some(model) => Some(reference_logp(ctx, model, stage, groups)?),
-        None => None,
-    };
-    for _ in 0..stage.inner_epochs {
-        for range in &minibatches {
-            let step = &groups[range.clone()];
-            if step.is_empty() {
-                progress.updates += 1;
-                continue;
-            }
-            let logp_ref = logp_ref.as_ref().map(|l| &l[range.clone()]);
-            let loss = optimiser_step(ctx, learner, stage, step, logp_ref, temperature, &mut done)?;
-            let factor = stage.schedule.value(progress.updates, total);
-            let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
-            for (what, value) in [("loss", loss), ("grad_norm", norm)] {
-                finite(what, value, stage, progress.step, step)?;
-            }
-            progress.updates += 1;
-            done.updates += 1;
-            done.loss += loss;
-            done.grad_norm += norm;
-            done.lr = stage.optimizer.lr() * factor;
+    for range in std::iter::repeat_n(minibatches, stage.inner_epochs).flatten() {
+        let (step, at) = (&groups[range], progress.updates);
+        progress.updates += 1;
+        if step.is_empty() {
+            continue;
+        }
+        if let (Some(critic), Some(settings)) = (critic.as_deref_mut(), &stage.critic) {
+            let factor = settings.schedule.value(at, total);
+            let (loss, norm) = done.value.step(ctx, critic, stage, settings, step, factor)?;
+            finite("value_loss", loss, stage, progress.step, step)?;
+            finite("value/grad_norm", norm, stage, progress.step, step)?;
+        }
+        if policy_trains {
+            done.policy_step(ctx, learner, stage, step, stage.schedule.value(at, total), progress.step)?;
         }
     }
     Ok(done)
@@ -97,14 +122,12 @@ fn optimiser_step(
     learner: &mut Learner,
     stage: &OnlineStage,
     groups: &[&Group],
-    logp_ref: Option<&[Vec<f64>]>,
-    temperature: f32,
     done: &mut Update,
 ) -> Result<f64> {
-    let masks: Vec<Vec<f32>> =
-        groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.tokens.len()])).collect();
-    let owners = groups.iter().enumerate().flat_map(|(i, g)| g.rollouts.iter().map(move |_| i as u64));
-    let sequences: Vec<SequenceMask> = owners.zip(&masks).map(|(g, mask)| SequenceMask::new(g, mask)).collect();
+    let masks: Vec<Vec<f32>> = groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.scored()])).collect();
+    let owners = groups.iter().enumerate().flat_map(|(i, g)| g.rollouts.iter().map(move |r| (i as u64, r.weight)));
+    let sequences: Vec<SequenceMask> =
+        owners.zip(&masks).map(|((group, weight), mask)| SequenceMask { group, weight, mask }).collect();
     let weights = stage.objective.weighting.weights(&sequences)?;
     let mut weights = weights.into_iter();
     let weights: Vec<Vec<f64>> =
@@ -112,28 +135,15 @@ fn optimiser_step(
 
     let micros = micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens)
         .into_iter()
-        .map(|part| Micro::new(&groups[part.clone()], &weights[part.clone()], logp_ref.map(|l| &l[part.clone()])))
+        .map(|part| Micro::new(&groups[part.clone()], &weights[part.clone()]))
         .collect::<Result<Vec<Micro>>>()?;
     done.tokens += micros.iter().map(|m| m.batch.ids.len() as u64).sum::<u64>();
-    let pass = Pass { ops: ctx.ops(), stage, spec: HeadSpec { temperature, entropy: true, ..HeadSpec::default() } };
+    let spec = HeadSpec { temperature: stage.sampling.temperature, entropy: true, ..HeadSpec::default() };
+    let pass = Pass { ops: ctx.ops(), stage, spec };
     match pass.gradients(learner, &micros, done) {
         Err(Error::Algo(temper_algo::Error::NotFinite { .. })) => Ok(f64::NAN),
         loss => loss,
     }
-}
-
-/// Log-probabilities of every group's tokens under the reference, at the sampling temperature.
-fn reference_logp(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &[&Group]) -> Result<Vec<Vec<f64>>> {
-    let spec = HeadSpec { temperature: stage.sampling.temperature, ..HeadSpec::default() };
-    let mut all = vec![];
-    for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
-        let terms = model.terms(ctx.ops(), &group_batch(&groups[part.clone()])?, &spec)?;
-        let mut logp = terms.logp.iter().map(|&x| f64::from(x));
-        for group in &groups[part] {
-            all.push(logp.by_ref().take(group.scored()).collect());
-        }
-    }
-    Ok(all)
 }
 
 /// `n` items dealt out into `parts` runs whose lengths differ by one at most.

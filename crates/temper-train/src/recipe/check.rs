@@ -1,10 +1,14 @@
 //! Everything that can be wrong with a recipe before a weight is loaded, reported together.
 
+mod members;
+
 use std::collections::BTreeSet;
 
-use temper_algo::{GroupShaper, Needs, Schedule, Warmup, Weighting};
+use temper_algo::group_reuse::InjectFrom;
+use temper_algo::{GroupShaper, Needs, RewardShaping, Schedule, Signal, Warmup, Weighting};
 use temper_env::TaskSource;
 
+use super::knobs::{self, Knobs};
 use super::{
     DataSource, Dtype, EvalSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer,
     Recipe, SaveDtype, Stage,
@@ -74,8 +78,12 @@ impl Found {
     fn warn(&mut self, at: &str, what: impl Into<String>, hint: impl Into<String>) {
         self.push(at, what.into(), hint.into(), Severity::Warning);
     }
+    /// A stage with moving settings is looked at twice, and says everything once.
     fn push(&mut self, at: &str, what: String, hint: String, severity: Severity) {
-        self.0.push(Problem { at: at.into(), what, hint, severity });
+        let problem = Problem { at: at.into(), what, hint, severity };
+        if !self.0.contains(&problem) {
+            self.0.push(problem);
+        }
     }
     fn parts(&mut self, at: &str, part: &str, problems: Vec<temper_algo::Problem>) {
         for p in problems {
@@ -189,6 +197,17 @@ fn model_problems(recipe: &Recipe, found: &mut Found) {
             "add `[model.policy]` with `path = \"...\"`, or a stage of kind `init`",
         ),
     }
+    if let Some(spec) = &recipe.model.critic {
+        let given = usize::from(spec.path.is_some()) + usize::from(spec.policy_at.is_some());
+        found.exactly_one("model.critic", "`path` and `policy_at`", given);
+        if !recipe.stage.iter().any(|s| matches!(s, Stage::Online(s) if s.critic.is_some())) {
+            found.error(
+                "model.critic",
+                "no stage has a critic, so it would have no effect",
+                "remove `[model.critic]`, or give an online stage a `critic`",
+            );
+        }
+    }
     if let Some(spec) = &recipe.model.reference {
         let given = usize::from(spec.path.is_some()) + usize::from(spec.policy_at.is_some());
         found.exactly_one("model.reference", "`path` and `policy_at`", given);
@@ -280,8 +299,15 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
                 found.error(&at, format!("shape: {e}"), "see `temper recipe schema`");
             }
         }
-        Stage::Offline(s) => offline_problems(recipe, &at, s, found),
-        Stage::Online(s) => online_problems(recipe, &at, s, found),
+        Stage::Offline(s) => {
+            knob_problems(&at, &s.knobs, &knobs::OFFLINE, false, found);
+            s.knobs.extremes(s).iter().for_each(|s| offline_problems(recipe, &at, s, found));
+        }
+        Stage::Online(s) => {
+            let kl = s.objective.kl.is_some() || s.objective.kl_reward.is_some();
+            knob_problems(&at, &s.knobs, &knobs::ONLINE, kl, found);
+            s.knobs.extremes(s).iter().for_each(|s| online_problems(recipe, &at, s, found));
+        }
         Stage::Evaluate(s) => {
             if s.tasks.is_empty() && recipe.eval_tasks().next().is_none() {
                 found.error(
@@ -291,6 +317,27 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
                 );
             }
             s.tasks.iter().for_each(|t| eval_problems(&format!("{at}, task `{}`", t.id), t, found));
+        }
+    }
+}
+
+/// `movable`: the settings that are read anew in every step; `kl`: whether the stage measures one to the reference.
+fn knob_problems(at: &str, knobs: &Knobs, movable: &[&str], kl: bool, found: &mut Found) {
+    for (path, knob) in knobs.iter() {
+        found.parts(at, path, knob.check());
+        if !movable.iter().any(|start| path.starts_with(start)) {
+            found.error(
+                at,
+                format!("`{path}` cannot move: it is read once"),
+                format!("give a number; what can move is {}", movable.join("*, ")),
+            );
+        }
+        if knob.watches() == Some(Signal::Kl) && !kl {
+            found.error(
+                at,
+                format!("`{path}` follows the KL to the reference, which this stage does not measure"),
+                "add `objective.kl` or `objective.kl_reward` to an online stage, or use a schedule",
+            );
         }
     }
 }
@@ -405,7 +452,10 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     for task in &s.tasks {
         found.tasks(at, &task.source);
-        found.no_demonstrations(at, &task.source);
+        let shown = s.inject.as_ref().is_some_and(|i| i.from == InjectFrom::Demonstration);
+        if !shown {
+            found.no_demonstrations(at, &task.source);
+        }
     }
     let names: BTreeSet<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
     if names.len() < s.rewards.len() {
@@ -413,7 +463,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     }
     if s.rewards.is_empty() {
         found.error(at, "`rewards` is empty", "add one, such as `{ name = \"correct\", kind = \"verifier\" }`");
-    } else if s.rewards.iter().all(|r| r.weight == 0.0) {
+    } else if s.rewards.iter().all(|r| r.weight == 0.0) && !s.shaping.iter().any(RewardShaping::adds) {
         found.error(at, "every reward has weight 0", "give at least one reward a weight");
     }
     for part in &s.rewards {
@@ -437,6 +487,8 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
         found.positive(at, name, value);
     }
     group_problems(at, s, found);
+    critic_problems(recipe, at, s, found);
+    members::problems(recipe, at, s, found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,
@@ -447,15 +499,8 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
     if s.objective.needs().contains(Needs::LOGP_REF) && recipe.model.reference.is_none() {
         found.error(
             at,
-            "the `kl` term needs a reference model",
+            "the KL term (`kl`, `kl_reward` or the surrogate's own) needs a reference model",
             "add `[model.reference]` with `policy_at = \"stage_start\"` or a `path`",
-        );
-    }
-    if s.objective.needs().contains(Needs::LOGP_GEN) {
-        found.error(
-            at,
-            "the `correction` compares log-probabilities as sampled with those before the update, and here they are the same numbers",
-            "remove `correction`: sampler and trainer agree bit for bit, and every step trains on its own samples",
         );
     }
     generation_problems(at, &s.sampling, found);
@@ -504,6 +549,45 @@ fn schedule_problems(at: &str, schedule: &Schedule, steps: Option<usize>, found:
     }
 }
 
+/// The critic is there where values are read, and nowhere else.
+fn critic_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
+    let reads = s.objective.needs().contains(Needs::VALUE);
+    let Some(critic) = &s.critic else {
+        if reads {
+            found.error(
+                at,
+                "the advantage reads a critic's values, and there is no critic",
+                "add `[stage.critic]` with an `optimizer`, and `[model.critic]`; or use an advantage that compares the group",
+            );
+        }
+        return;
+    };
+    if !reads {
+        found.error(
+            at,
+            "`critic` has no effect: the advantage reads no values",
+            "remove it, or use the advantage `gae`",
+        );
+    }
+    if recipe.model.critic.is_none() {
+        found.error(
+            at,
+            "there is a critic, and no model that it begins with",
+            "add `[model.critic]` with `policy_at = \"stage_start\"` or a `path`",
+        );
+    }
+    found.parts(at, "critic.objective", critic.objective.check());
+    optimizer_problems(&format!("{at}, critic"), &critic.optimizer, critic.clip_norm, found);
+    schedule_problems(&format!("{at}, critic"), &critic.schedule, None, found);
+    if critic.objective.warmup_steps >= s.steps as u64 {
+        found.error(
+            at,
+            format!("the critic trains alone for {} of {} rounds", critic.objective.warmup_steps, s.steps),
+            "the policy would not be trained: use fewer `warmup_steps`",
+        );
+    }
+}
+
 /// Rewards of a group: their shaping, who is trained on, and what they are compared with.
 fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
     let names: Vec<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
@@ -513,16 +597,12 @@ fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
     found.parts(at, "objective.advantage", round);
     s.shaping.iter().for_each(|shaping| found.parts(at, "shaping", shaping.check(&names)));
     s.group.iter().for_each(|shaper| found.parts(at, "group", shaper.check(s.samples_per_prompt)));
-    for (need, name, what) in
-        [(Needs::VALUE, "value", "a critic's values"), (Needs::STEPS, "steps", "rewards of steps")]
-    {
-        if needs.contains(need) {
-            found.error(
-                at,
-                format!("the advantage reads `{name}`: {what}, which the online loop does not have yet"),
-                "use an advantage that compares the rollouts of a group, such as `group_z_score`",
-            );
-        }
+    if needs.contains(Needs::STEPS) {
+        found.error(
+            at,
+            "the advantage reads `steps`: rewards of steps, which the online loop does not have yet",
+            "use an advantage that compares the rollouts of a group, such as `group_z_score`",
+        );
     }
     if s.refill() > MOST_REFILLS {
         found.error(
@@ -538,10 +618,10 @@ fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
             "a group of one rollout is constant, so `drop_constant` would leave out everything",
             "set `group = []`",
         );
-    } else if drops && !needs.contains(Needs::GROUP) {
+    } else if drops && (!needs.contains(Needs::GROUP) || s.objective.kl_reward.is_some()) {
         found.warn(
             at,
-            "`drop_constant` leaves out groups that this advantage learns from: it does not compare within the group",
+            "`drop_constant` leaves out groups that this objective learns from: equal rewards are not equal advantages here",
             "set `group = []` to train on all of them",
         );
     }

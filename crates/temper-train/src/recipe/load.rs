@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use super::Recipe;
+use super::{Knobs, Recipe};
 
 /// A recipe that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -66,28 +66,56 @@ pub fn parse(text: &str, path: &Path, sets: &[String]) -> Result<Recipe, RecipeE
     for set in sets {
         apply_set(&mut value, set)?;
     }
+    let shape = |message| RecipeError::Shape { path: path.into(), message };
+    let knobs = take_knobs(&mut value).map_err(shape)?;
     // The parts one by one first, so that a message names the stage or task it concerns.
-    locate(&value).map_err(|message| RecipeError::Shape { path: path.into(), message })?;
-    value.try_into().map_err(|e: toml::de::Error| RecipeError::Shape { path: path.into(), message: tidy(&e) })
+    locate(&value).map_err(shape)?;
+    let mut recipe: Recipe = value.try_into().map_err(|e: toml::de::Error| shape(tidy(&e)))?;
+    for (stage, knobs) in recipe.stage.iter_mut().zip(knobs).filter(|(_, knobs)| !knobs.is_empty()) {
+        match stage.knobs_mut() {
+            Some(place) => *place = knobs,
+            None => return Err(shape(format!("stage `{}`: nothing in a stage of this kind can move", stage.id()))),
+        }
+    }
+    Ok(recipe)
+}
+
+/// The moving settings of every stage.
+fn take_knobs(recipe: &mut Value) -> Result<Vec<Knobs>, String> {
+    let stages = recipe.get_mut("stage").and_then(Value::as_array_mut);
+    let take = |(i, stage): (usize, &mut Value)| {
+        Knobs::take(stage).map_err(|why| format!("{}: {why}", name(stage, "stage", i)))
+    };
+    stages.into_iter().flatten().enumerate().map(take).collect()
+}
+
+/// The recipe as a value, every default filled in.
+pub fn to_value(recipe: &Recipe) -> Value {
+    let mut value = Value::try_from(recipe).expect("a recipe holds nothing that TOML cannot say");
+    let written = value.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
+    written.zip(&recipe.stage).for_each(|(value, stage)| stage.knobs().iter().for_each(|knobs| knobs.put(value)));
+    value
 }
 
 /// The recipe as TOML with every default spelled out: what a run directory keeps.
 pub fn to_toml(recipe: &Recipe) -> String {
     // Through a value, so that plain keys come before tables whatever the order of the fields.
-    let value = Value::try_from(recipe).expect("a recipe holds nothing that TOML cannot say");
-    toml::to_string_pretty(&value).expect("a TOML value can be written")
+    toml::to_string_pretty(&to_value(recipe)).expect("a TOML value can be written")
 }
 
 fn tidy(error: &toml::de::Error) -> String {
     error.message().trim().to_string()
 }
 
-/// Reads each element of the arrays of tables alone, to say which one is wrong.
-fn locate(value: &Value) -> Result<(), String> {
-    let name = |table: &Value, key: &str, i: usize| match table.get("id").and_then(Value::as_str) {
+fn name(table: &Value, key: &str, i: usize) -> String {
+    match table.get("id").and_then(Value::as_str) {
         Some(id) => format!("{key} `{id}`"),
         None => format!("{key} number {}", i + 1),
-    };
+    }
+}
+
+/// Reads each element of the arrays of tables alone, to say which one is wrong.
+fn locate(value: &Value) -> Result<(), String> {
     let tables = |key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     for (i, stage) in tables("stage").into_iter().enumerate() {
         let at = name(&stage, "stage", i);

@@ -6,6 +6,7 @@
 
 mod check;
 mod input;
+mod knobs;
 mod load;
 mod method;
 mod parts;
@@ -13,13 +14,14 @@ mod stages;
 
 pub use check::{Problem, Severity, check, check_task};
 pub use input::{Input, MaskInput};
-pub use load::{Loaded, RecipeError, apply_set, load, parse, to_toml};
+pub use knobs::{KnobStates, Knobs};
+pub use load::{Loaded, RecipeError, apply_set, load, parse, to_toml, to_value};
 pub use method::{Family, Method};
 pub use parts::{
-    Batch, Clip, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models, Optimizer,
-    Overflow, SaveDtype, Shape,
+    Batch, Clip, CriticStage, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models,
+    Optimizer, Overflow, SaveDtype, Shape,
 };
-pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Stage, TaskMix, TokenizerStage};
+pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,6 +84,10 @@ impl Recipe {
 
     /// The JSON schema of a recipe, for editors (`temper recipe schema`).
     pub fn schema() -> serde_json::Value {
-        schemars::schema_for!(Recipe).to_value()
+        let mut generator = schemars::SchemaGenerator::default();
+        generator.subschema_for::<temper_algo::Knob>();
+        let mut schema = generator.into_root_schema_for::<Self>().to_value();
+        knobs::allow(&mut schema);
+        schema
     }
 }

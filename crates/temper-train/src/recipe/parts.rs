@@ -37,6 +37,9 @@ pub struct Models {
     /// The frozen model that a KL term compares with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<ModelSpec>,
+    /// The model whose body the critic begins with; its value head begins at zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub critic: Option<ModelSpec>,
 }
 
 /// Where a model comes from: exactly one of the fields is given.
@@ -46,7 +49,7 @@ pub struct ModelSpec {
     /// A Hugging Face directory, a `.gguf` file, or `hf:owner/name`. Relative paths start at the current directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// The policy itself at some moment of the run (role `reference` only).
+    /// The policy itself at some moment of the run (roles `reference` and `critic`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy_at: Option<ModelAt>,
 }
@@ -201,6 +204,27 @@ fn beta2() -> f64 {
 }
 fn eps() -> f64 {
     1e-8
+}
+
+/// How the critic is trained beside the policy, on the same micro-batches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CriticStage {
+    /// Loss of a value, and for how long the critic trains alone (default: squared error, from the first round on with the policy).
+    #[serde(default)]
+    pub objective: temper_algo::Critic,
+    /// Its optimiser.
+    pub optimizer: Optimizer,
+    /// Its learning-rate schedule over optimiser steps (default constant without warm-up).
+    #[serde(default)]
+    pub schedule: temper_algo::Schedule,
+    /// Largest norm of its gradient (default 1; 0 switches clipping off).
+    #[serde(default = "clip_norm")]
+    pub clip_norm: Clip,
+}
+
+pub(super) fn clip_norm() -> Clip {
+    1.0
 }
 
 /// Largest gradient norm; larger gradients are scaled down to it.

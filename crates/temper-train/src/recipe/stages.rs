@@ -2,14 +2,18 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use temper_algo::group_reuse::{Inject, InjectFrom, Redraw, StagedBudget};
 use temper_algo::{
     GroupShaper, Needs, PolicyObjective, RewardShaping, SampleConstraint, Schedule, SupervisedObjective,
     TokenObjective, WeightedTerm, Weighting,
 };
-use temper_env::{RewardPart, TaskSource};
+use temper_env::{Environment, RewardPart, TaskSource};
 
 use super::input::Input;
-use super::parts::{Batch, Clip, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape};
+use super::knobs::Knobs;
+use super::parts::{
+    Batch, Clip, CriticStage, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape, clip_norm,
+};
 use crate::transform::Transform;
 
 /// One stage of a run.
@@ -38,6 +42,24 @@ impl Stage {
             Self::Offline(s) => &s.id,
             Self::Online(s) => &s.id,
             Self::Evaluate(s) => &s.id,
+        }
+    }
+
+    /// Its moving settings, where it trains.
+    pub fn knobs(&self) -> Option<&Knobs> {
+        match self {
+            Self::Offline(s) => Some(&s.knobs),
+            Self::Online(s) => Some(&s.knobs),
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
+        }
+    }
+
+    /// The same, to be set.
+    pub(super) fn knobs_mut(&mut self) -> Option<&mut Knobs> {
+        match self {
+            Self::Offline(s) => Some(&mut s.knobs),
+            Self::Online(s) => Some(&mut s.knobs),
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
         }
     }
 
@@ -174,6 +196,9 @@ pub struct OfflineStage {
     /// Optimiser steps between checkpoints (default 100).
     #[serde(default = "checkpoint_every")]
     pub checkpoint_every: usize,
+    /// Settings that move, of which the fields hold the first value.
+    #[serde(skip)]
+    pub knobs: Knobs,
 }
 
 impl OfflineStage {
@@ -192,6 +217,21 @@ pub struct TaskMix {
     /// Share of the prompts, relative to the other sources' (default 1).
     #[serde(default = "share")]
     pub share: f64,
+}
+
+/// Rollouts shared by another learner: an online stage of the same run that came before. In its round t a learner trains on `local`
+/// of its own groups and on `groups` of those that the other one sampled in its round t, both drawn from the groups with a
+/// signal. Source: SAPO (swarm sampling), arXiv 2509.08721 (B093).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Shared {
+    /// The other learner: an online stage before this one that keeps all its rollouts (`log_rollouts_every = 1`), with the same
+    /// kinds of tasks and rewards. Its text is re-tokenised, its rewards are taken over.
+    pub stage: String,
+    /// Own groups in a step, at most.
+    pub local: usize,
+    /// The other's groups in a step, at most.
+    pub groups: usize,
 }
 
 /// Train on what the model samples.
@@ -228,6 +268,21 @@ pub struct OnlineStage {
     /// equal are left out; `[]` trains on everything).
     #[serde(default = "drop_constant")]
     pub group: Vec<GroupShaper>,
+    /// Several turns of the model about each task, with something said to it in between (default: one turn).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
+    /// Sample in stages, and no more once a completion is right (default: all `samples_per_prompt` at once).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<StagedBudget>,
+    /// A member of the group that the policy did not sample in this round (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inject: Option<Inject>,
+    /// Groups that another learner sampled, in every step (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Shared>,
+    /// Draw the step anew from the round's completions, by their advantages (default: each of them once).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redraw: Option<Redraw>,
     /// Passes over a round's completions (default 1).
     #[serde(default = "inner_epochs")]
     pub inner_epochs: usize,
@@ -242,6 +297,9 @@ pub struct OnlineStage {
     /// Largest gradient norm (default 1; 0 switches clipping off).
     #[serde(default = "clip_norm")]
     pub clip_norm: Clip,
+    /// How the critic is trained; for advantages that read values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critic: Option<CriticStage>,
     /// Most tokens in memory at once in training; a group is never split (default 1024).
     #[serde(default = "micro_tokens")]
     pub micro_tokens: usize,
@@ -257,6 +315,9 @@ pub struct OnlineStage {
     /// Rounds between the completions kept in `rollouts.jsonl`; the first and the last round always are (default 10).
     #[serde(default = "log_every")]
     pub log_rollouts_every: usize,
+    /// Settings that move, of which the fields hold the first value.
+    #[serde(skip)]
+    pub knobs: Knobs,
 }
 
 impl OnlineStage {
@@ -270,9 +331,20 @@ impl OnlineStage {
         self.group.iter().map(|g| g.refill()).max().unwrap_or(0)
     }
 
-    /// Completions of a prompt that its advantages are computed from, at most.
+    /// The shaping that asks for an episodic memory, where there is one.
+    pub fn episodic(&self) -> Option<&RewardShaping> {
+        self.shaping.iter().find(|s| matches!(s, RewardShaping::Episodic { .. }))
+    }
+
+    /// The setting that makes the stage store right answers, where there is one.
+    pub fn stores(&self) -> Option<&Inject> {
+        self.inject.as_ref().filter(|inject| inject.from == InjectFrom::Stored)
+    }
+
+    /// Completions of a prompt that its advantages are computed from: how many there are at least.
     pub fn counted_samples(&self) -> usize {
-        self.group.iter().fold(self.samples_per_prompt, |n, g| match g {
+        let fewest = self.budget.map_or(self.samples_per_prompt, |b| b.stage as usize);
+        self.group.iter().fold(fewest, |n, g| match g {
             GroupShaper::DownSample { keep, counts: false, .. } => n.min(*keep as usize),
             GroupShaper::DownSample { .. } | GroupShaper::MaskTruncated { .. } | GroupShaper::DropConstant { .. } => n,
         })
@@ -300,9 +372,6 @@ fn drop_constant() -> Vec<GroupShaper> {
     vec![GroupShaper::DropConstant { refill: 0 }]
 }
 fn share() -> f64 {
-    1.0
-}
-fn clip_norm() -> f64 {
     1.0
 }
 fn micro_tokens() -> usize {

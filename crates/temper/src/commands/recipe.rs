@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use temper_train::recipe::{Recipe, load};
+use temper_train::recipe::{Recipe, load, to_value};
 
 use crate::args::{RecipeCommand, RecipeDiff};
 use crate::failure::Exit;
@@ -50,7 +50,7 @@ fn shown(value: Option<&Value>) -> String {
 
 /// Every setting of the recipe under its dotted key, elements of arrays by their id where they have one.
 fn settings(recipe: &Recipe) -> BTreeMap<String, Value> {
-    let mut value = serde_json::to_value(recipe).expect("a recipe is JSON");
+    let mut value = serde_json::to_value(to_value(recipe)).expect("a recipe is JSON");
     let root = value.as_object_mut().expect("a table");
     for words in ["name", "about", "method"] {
         root.remove(words);

@@ -37,6 +37,9 @@ fn small(recipe: &Value) -> Vec<String> {
         if stage.get("steps").is_some() {
             sets.push(format!("stage.{i}.steps=2"));
         }
+        if stage.get("critic").and_then(|c| c.get("objective")?.get("warmup_steps")).is_some() {
+            sets.push(format!("stage.{i}.critic.objective.warmup_steps=1"));
+        }
         if stage["kind"].as_str() == Some("online") {
             let most = stage["prompts_per_step"].as_integer().unwrap_or(4).min(10);
             sets.push(format!("stage.{i}.prompts_per_step={most}"));

@@ -1,0 +1,112 @@
+//! Members that the policy did not sample, budgets in stages, and steps that are drawn anew.
+
+use temper_algo::group_reuse::{InjectFrom, InjectWhen};
+use temper_algo::{Advantage, Needs, RewardShaping};
+use temper_env::{RewardKind, TaskSource};
+
+use super::Found;
+use crate::recipe::{OnlineStage, Recipe, Stage};
+
+/// What goes beyond G completions of each prompt that all count once.
+pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
+    shared(recipe, at, s, found);
+    let names: Vec<&str> = s.rewards.iter().map(|r| r.name.as_str()).collect();
+    found.parts(at, "inject", s.inject.iter().flat_map(|i| i.check(&names)).collect());
+    found.parts(at, "budget", s.budget.iter().flat_map(|b| b.check(s.samples_per_prompt)).collect());
+    let uneven = s.budget.is_some() || s.inject.is_some();
+    if uneven && matches!(s.objective.advantage, Advantage::Risk { .. }) {
+        found.error(
+            at,
+            "the advantage `risk` adds up the first, second, .. rollouts of several prompts, which here differ in number",
+            "remove `budget` and `inject`, or compare within the group",
+        );
+    }
+    if let Some(inject) = &s.inject {
+        let endless = |source: &TaskSource| matches!(source, TaskSource::TinyWorld(world) if world.n.is_none());
+        if inject.from == InjectFrom::Stored && s.tasks.iter().all(|t| endless(&t.source)) {
+            found.error(
+                at,
+                "`inject` takes right answers of earlier rounds, and no task of an endless source comes twice",
+                "give the task source an `n`, or set inject.from = \"demonstration\"",
+            );
+        }
+        if inject.from == InjectFrom::Stored && inject.when == InjectWhen::Always {
+            found.warn(
+                at,
+                "an earlier right answer is added to groups that have a right one by themselves",
+                "set inject.when = \"all_wrong\"",
+            );
+        }
+    }
+    let reads = s.rewards.iter().any(|r| r.kind == RewardKind::Verifier);
+    if s.shaping.iter().any(RewardShaping::needs_answers) && !reads {
+        found.error(
+            at,
+            "`shaping` compares answers, and no reward part reads them",
+            "add `{ name = \"correct\", kind = \"verifier\", weight = 0 }` to `rewards`",
+        );
+    }
+    if s.shaping.iter().filter(|s| matches!(s, RewardShaping::Episodic { .. })).count() > 1 {
+        found.error(at, "two `episodic` shapings, and one memory", "give one of them");
+    }
+    if let Some(environment) = &s.environment {
+        if let Err(e) = environment.check() {
+            found.error(at, format!("environment: {e}"), "see `temper recipe schema`");
+        }
+        for (given, name) in [(s.inject.is_some(), "inject"), (s.needs_greedy(), "a greedy baseline")] {
+            if given {
+                let what = format!("{name} has one turn, and the environment's episodes have {}", environment.turns());
+                found.error(at, what, "remove one of the two");
+            }
+        }
+    }
+    correction(at, s, found);
+    if s.redraw.is_some() && !s.objective.surrogate.uses_adv() {
+        found.error(at, "`redraw` draws by advantages, and the surrogate reads none", "remove `redraw`");
+    }
+}
+
+/// The other learner is an online stage before, which keeps what it samples.
+fn shared(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
+    let Some(shared) = &s.shared else { return };
+    let before = recipe.stage.iter().take_while(|stage| stage.id() != s.id);
+    let online = before.filter_map(|stage| if let Stage::Online(peer) = stage { Some(peer) } else { None });
+    match online.into_iter().find(|peer| peer.id == shared.stage) {
+        None => found.error(
+            at,
+            format!("`shared` names `{}`, which is no online stage before this one", shared.stage),
+            "name an earlier stage of kind `online`",
+        ),
+        Some(peer) if peer.log_rollouts_every != 1 => found.error(
+            at,
+            format!("the stage `{}` does not keep all its rollouts", peer.id),
+            "set its `log_rollouts_every = 1`",
+        ),
+        Some(peer) if peer.environment.is_some() || s.environment.is_some() => {
+            found.error(at, "rollouts of several turns cannot be shared", "remove `environment` or `shared`");
+        }
+        Some(_) => {}
+    }
+    if shared.local > s.prompts_per_step || shared.local + shared.groups == 0 {
+        found.error(
+            at,
+            format!("shared.local is {} and shared.groups {}", shared.local, shared.groups),
+            "at least one group in all, of one's own at most `prompts_per_step`",
+        );
+    }
+    if shared.groups == 0 {
+        found.error(at, "shared.groups is 0, so nothing is shared", "remove `shared`");
+    }
+}
+
+/// A correction compares two policies; that of a round's own samples is one.
+fn correction(at: &str, s: &OnlineStage, found: &mut Found) {
+    if s.objective.needs().contains(Needs::LOGP_GEN) && s.stores().is_none() {
+        found.error(
+            at,
+            "the `correction` compares log-probabilities as sampled with those before the update, and here they are the same numbers",
+            "remove `correction`: sampler and trainer agree bit for bit, and every step trains on its own samples (not so with \
+             answers of earlier rounds: inject.from = \"stored\")",
+        );
+    }
+}

@@ -1,0 +1,7 @@
+//! The rollout side of the online loop, in whole runs: members from elsewhere, shaped rewards, several turns, and that it learns.
+
+mod fixture;
+mod learning;
+mod members;
+mod shaping;
+mod turns;
