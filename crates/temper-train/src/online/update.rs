@@ -1,0 +1,162 @@
+//! The optimiser's side of the online loop: from groups with advantages to updated parameters.
+
+use temper_algo::stats::Running;
+use temper_algo::{Needs, PolicyMetrics, SequenceMask};
+use temper_model::Model;
+use temper_tensor::HeadSpec;
+
+use super::pass::{Micro, Pass, group_batch};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::learner::Learner;
+use crate::metrics::{self as names, Metrics};
+use crate::offline::micro_batches;
+use crate::recipe::OnlineStage;
+use crate::rollout::Group;
+use crate::state::Progress;
+
+/// What the optimiser steps of one round added up to.
+#[derive(Debug, Default)]
+pub(super) struct Update {
+    loss: f64,
+    grad_norm: f64,
+    lr: f64,
+    pub(super) entropy: Running,
+    pub(super) policy: PolicyMetrics,
+    /// Tokens computed in training.
+    pub tokens: u64,
+    updates: usize,
+}
+
+impl Update {
+    /// A round whose groups were all constant takes no optimiser step and has none of these numbers.
+    pub(super) fn write(&self, metrics: &mut Metrics) {
+        if self.updates == 0 {
+            return;
+        }
+        let mean = |sum: f64| sum / self.updates as f64;
+        metrics.set(names::LOSS, mean(self.loss));
+        metrics.set(names::GRAD_NORM, mean(self.grad_norm));
+        metrics.set(names::LEARNING_RATE, self.lr);
+        metrics.set(names::ENTROPY, self.entropy.mean().unwrap_or(0.0));
+        for (name, value) in self.policy.entries() {
+            match name {
+                names::ENTROPY => {}
+                "policy_loss" => metrics.set(name, mean(value)),
+                _ => metrics.set(name, value),
+            }
+        }
+    }
+}
+
+/// The round's optimiser steps: `inner_epochs` passes of `minibatches` each.
+pub(super) fn run(
+    ctx: &Context,
+    learner: &mut Learner,
+    reference: Option<&Model>,
+    stage: &OnlineStage,
+    groups: &[&Group],
+    progress: &mut Progress,
+) -> Result<Update> {
+    let mut done = Update::default();
+    let needs = stage.objective.needs();
+    let temperature = stage.sampling.temperature;
+    let total = (stage.steps * stage.inner_epochs * stage.minibatches) as u64;
+    let minibatches = deal(groups.len(), stage.minibatches);
+    let logp_ref = match reference.filter(|_| needs.contains(Needs::LOGP_REF)) {
+        Some(model) => Some(reference_logp(ctx, model, stage, groups)?),
+        None => None,
+    };
+    for _ in 0..stage.inner_epochs {
+        for range in &minibatches {
+            let step = &groups[range.clone()];
+            if step.is_empty() {
+                progress.updates += 1;
+                continue;
+            }
+            let logp_ref = logp_ref.as_ref().map(|l| &l[range.clone()]);
+            let loss = optimiser_step(ctx, learner, stage, step, logp_ref, temperature, &mut done)?;
+            let factor = stage.schedule.value(progress.updates, total);
+            let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
+            for (what, value) in [("loss", loss), ("grad_norm", norm)] {
+                finite(what, value, stage, progress.step, step)?;
+            }
+            progress.updates += 1;
+            done.updates += 1;
+            done.loss += loss;
+            done.grad_norm += norm;
+            done.lr = stage.optimizer.lr() * factor;
+        }
+    }
+    Ok(done)
+}
+
+/// One optimiser step's gradients; returns its loss.
+fn optimiser_step(
+    ctx: &Context,
+    learner: &mut Learner,
+    stage: &OnlineStage,
+    groups: &[&Group],
+    logp_ref: Option<&[Vec<f64>]>,
+    temperature: f32,
+    done: &mut Update,
+) -> Result<f64> {
+    let masks: Vec<Vec<f32>> =
+        groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.tokens.len()])).collect();
+    let owners = groups.iter().enumerate().flat_map(|(i, g)| g.rollouts.iter().map(move |_| i as u64));
+    let sequences: Vec<SequenceMask> = owners.zip(&masks).map(|(g, mask)| SequenceMask::new(g, mask)).collect();
+    let weights = stage.objective.weighting.weights(&sequences)?;
+    let mut weights = weights.into_iter();
+    let weights: Vec<Vec<f64>> =
+        groups.iter().map(|g| weights.by_ref().take(g.rollouts.len()).flatten().collect()).collect();
+
+    let micros = micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens)
+        .into_iter()
+        .map(|part| Micro::new(&groups[part.clone()], &weights[part.clone()], logp_ref.map(|l| &l[part.clone()])))
+        .collect::<Result<Vec<Micro>>>()?;
+    done.tokens += micros.iter().map(|m| m.batch.ids.len() as u64).sum::<u64>();
+    let pass = Pass { ops: ctx.ops(), stage, spec: HeadSpec { temperature, entropy: true, ..HeadSpec::default() } };
+    match pass.gradients(learner, &micros, done) {
+        Err(Error::Algo(temper_algo::Error::NotFinite { .. })) => Ok(f64::NAN),
+        loss => loss,
+    }
+}
+
+/// Log-probabilities of every group's tokens under the reference, at the sampling temperature.
+fn reference_logp(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &[&Group]) -> Result<Vec<Vec<f64>>> {
+    let spec = HeadSpec { temperature: stage.sampling.temperature, ..HeadSpec::default() };
+    let mut all = vec![];
+    for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
+        let terms = model.terms(ctx.ops(), &group_batch(&groups[part.clone()])?, &spec)?;
+        let mut logp = terms.logp.iter().map(|&x| f64::from(x));
+        for group in &groups[part] {
+            all.push(logp.by_ref().take(group.scored()).collect());
+        }
+    }
+    Ok(all)
+}
+
+/// `n` items dealt out into `parts` runs whose lengths differ by one at most.
+fn deal(n: usize, parts: usize) -> Vec<std::ops::Range<usize>> {
+    (0..parts).map(|i| i * n / parts..(i + 1) * n / parts).collect()
+}
+
+fn finite(what: &'static str, value: f64, stage: &OnlineStage, step: usize, groups: &[&Group]) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    let ids: Vec<&str> = groups.iter().take(8).map(|g| g.task.id.as_str()).collect();
+    let batch = format!("the batch holds the tasks {}", ids.join(", "));
+    Err(Error::NotFinite { what, value, stage: stage.id.clone(), step: step + 1, batch })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::deal;
+
+    #[test]
+    fn groups_are_dealt_out_evenly() {
+        assert_eq!(deal(5, 2), [0..2, 2..5]);
+        assert_eq!(deal(1, 3), [0..0, 0..0, 0..1]);
+    }
+}
