@@ -192,10 +192,6 @@ impl Error {
         Self::Unsupported { what: what.into(), way_out: way_out.into() }
     }
 
-    /// What an adapter's target can be.
-    pub(crate) const TARGETS: &'static str = "name layers by the end of their name: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, \
-         layers.3.mlp.*, or all_linear";
-
     pub(crate) fn adapter(what: impl Into<String>, way_out: impl Into<String>) -> Self {
         Self::Adapter { what: what.into(), way_out: way_out.into() }
     }

@@ -13,6 +13,7 @@ use temper_algo::{Fate, GroupShaper, is_constant, sample_std, split_seed};
 use temper_env::Scorer;
 use temper_model::Model;
 
+use crate::adapter::Reference;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
 use crate::learner::Learner;
@@ -26,7 +27,7 @@ use crate::watch::Event;
 pub fn run(
     ctx: &mut Context,
     learner: &mut Learner,
-    reference: Option<&Model>,
+    reference: Option<&Reference>,
     stage: &OnlineStage,
     progress: &mut Progress,
 ) -> Result<Outcome> {

@@ -1,8 +1,12 @@
 //! LoRA's settings and its first values.
 
+use super::targets::{TARGETS, idle, matched};
+use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::weights::{block_name, tensors};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use std::collections::BTreeMap;
 
 /// Low-rank adaptation, `y = W x + s B A dropout(x)` (Hu et al., arXiv 2106.09685), with W frozen.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,25 +30,43 @@ impl Lora {
         self.alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
-    /// Checks every setting that can be checked without a model.
-    pub fn validate(&self) -> Result<()> {
-        let fail = |what: String, way_out: &str| Err(Error::adapter(what, way_out));
+    /// Everything that is wrong with the settings, each with the way out; for a model with that many blocks, where it is known.
+    pub fn problems(&self, blocks: Option<usize>) -> Vec<(String, &'static str)> {
+        let mut found = vec![];
+        let mut fail = |what: String, way_out| found.push((what, way_out));
         if !(1..=Self::MOST_RANK).contains(&self.rank) {
-            return fail(format!("`rank` is {}", self.rank), "use 1 to 4096; 8 and 16 are usual");
+            fail(format!("`rank` is {}", self.rank), "use 1 to 4096; 8 and 16 are usual");
         }
         if !(self.alpha > 0.0 && (self.alpha as f32).is_finite()) {
-            return fail(
-                format!("`alpha` is {}", self.alpha),
-                "use a number above 0; the rank or twice the rank are usual",
-            );
+            fail(format!("`alpha` is {}", self.alpha), "use a number above 0; the rank or twice the rank are usual");
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return fail(format!("`dropout` is {}", self.dropout), "use 0 (off) to below 1");
+            fail(format!("`dropout` is {}", self.dropout), "use 0 (off) to below 1");
         }
         if self.targets.is_empty() {
-            return fail("`targets` is empty".into(), "name linear layers, such as \"q_proj\", or \"all_linear\"");
+            fail("`targets` is empty".into(), TARGETS);
         }
-        Ok(())
+        for pattern in idle(&self.targets, blocks) {
+            let of = blocks.map_or(String::new(), |n| format!(" (it has {n} blocks)"));
+            fail(format!("the target `{pattern}` matches none of the model's linear layers{of}"), TARGETS);
+        }
+        found
+    }
+
+    /// The first of [`Lora::problems`] as an error.
+    pub(crate) fn validate(&self, blocks: Option<usize>) -> Result<()> {
+        match self.problems(blocks).into_iter().next() {
+            Some((what, way_out)) => Err(Error::adapter(what, way_out)),
+            None => Ok(()),
+        }
+    }
+
+    /// Values of all A and B for a model of this shape.
+    pub fn parameter_count(&self, config: &Config) -> u64 {
+        let pairs = matched(&self.targets, config.num_hidden_layers);
+        let shapes: BTreeMap<String, Vec<usize>> = tensors(config).into_iter().map(|t| (t.name, t.shape)).collect();
+        let size = |(layer, part): (usize, &str)| shapes[&block_name(layer, part)].iter().sum::<usize>();
+        pairs.into_iter().map(|pair| (size(pair) * self.rank) as u64).sum()
     }
 
     /// Larger than any matrix that it could be of use for.
@@ -90,7 +112,7 @@ mod tests {
 
     #[test]
     fn settings_out_of_range_are_named() {
-        lora().validate().unwrap();
+        assert!(lora().problems(None).is_empty());
         for (lora, name) in [
             (Lora { rank: 0, ..lora() }, "`rank` is 0"),
             (Lora { rank: 5000, ..lora() }, "`rank` is 5000"),
@@ -98,9 +120,12 @@ mod tests {
             (Lora { alpha: f64::NAN, ..lora() }, "`alpha` is NaN"),
             (Lora { dropout: 1.0, ..lora() }, "`dropout` is 1"),
             (Lora { targets: vec![], ..lora() }, "`targets` is empty"),
+            (Lora { targets: vec!["q_pro".into()], ..lora() }, "`q_pro`"),
         ] {
-            let message = lora.validate().unwrap_err().to_string();
+            let message = lora.validate(None).unwrap_err().to_string();
             assert!(message.contains(name), "{message}");
         }
+        let bad = Lora { rank: 0, alpha: -1.0, targets: vec!["x".into(), "layers.2.*".into()], ..lora() };
+        assert_eq!((bad.problems(None).len(), bad.problems(Some(2)).len()), (3, 4));
     }
 }

@@ -53,8 +53,8 @@ impl Model {
     /// # Errors
     /// Settings out of range, a pattern that matches no linear layer, a model that has an adapter already.
     pub fn attach(&mut self, lora: &Lora, seed: u64) -> Result<()> {
-        lora.validate()?;
-        let layers = targets::matched(&lora.targets, self.config.num_hidden_layers)?;
+        lora.validate(Some(self.config.num_hidden_layers))?;
+        let layers = targets::matched(&lora.targets, self.config.num_hidden_layers);
         self.begin_adapter(lora)?;
         for (stream, (layer, part)) in layers.into_iter().enumerate() {
             let (n, k) = self.linear_shape(layer, part);

@@ -188,7 +188,7 @@ fn parse(config: &Map<String, Value>) -> Result<Lora> {
         targets: vec!["all_linear".into()],
         rslora: config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
     };
-    lora.validate()?;
+    lora.validate(None)?;
     Ok(lora)
 }
 
