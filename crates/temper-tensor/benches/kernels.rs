@@ -1,4 +1,4 @@
-//! Products, head and norm at the shapes of SmolLM2-135M: `cargo bench -p temper-tensor -- gemm`.
+//! Products (f32 and bf16), head and norm at the shapes of SmolLM2-135M: `cargo bench -p temper-tensor -- gemm`.
 //!
 //! Elements are floating-point operations for products and the head, bytes read and written for the rest, so that
 //! criterion's "elem/s" is FLOP/s or B/s. `TEMPER_ISA` and `RAYON_NUM_THREADS` choose level and threads.
@@ -8,10 +8,10 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use temper_tensor::gemm::{linear, linear_dw, linear_dx};
+use temper_tensor::gemm::{bf16, linear, linear_dw, linear_dx};
 use temper_tensor::head::{HeadCoef, HeadSpec, head_backward, head_terms};
 use temper_tensor::kernels::norm::{rms_norm, rms_norm_dw, rms_norm_dx};
-use temper_tensor::{Buf, Panels};
+use temper_tensor::{Bf16Panels, Buf, Panels};
 
 /// Values without structure in [-1, 1).
 fn values(len: usize) -> Buf {
@@ -34,6 +34,11 @@ fn products(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("y", &shape), |b| b.iter(|| linear(&x, m, &w, &mut y, false)));
         group.bench_function(BenchmarkId::new("dx", &shape), |b| b.iter(|| linear_dx(&dy, m, &w, &mut dx, false)));
         group.bench_function(BenchmarkId::new("dw", &shape), |b| b.iter(|| linear_dw(&dy, &x, m, &mut dw)));
+        let w = Bf16Panels::round(&w);
+        group.bench_function(BenchmarkId::new("bf16 y", &shape), |b| b.iter(|| bf16::linear(&x, m, &w, &mut y, false)));
+        let id = BenchmarkId::new("bf16 dx", &shape);
+        group.bench_function(id, |b| b.iter(|| bf16::linear_dx(&dy, m, &w, &mut dx, false)));
+        group.bench_function(BenchmarkId::new("bf16 dw", &shape), |b| b.iter(|| bf16::linear_dw(&dy, &x, m, &mut dw)));
     }
     group.finish();
 }
@@ -47,6 +52,12 @@ fn decoding(c: &mut Criterion) {
     for m in [1, 4, 16] {
         let (x, mut y) = (values(m * k), values(m * n));
         group.bench_function(BenchmarkId::new("rows", m), |b| b.iter(|| linear(&x, m, &w, &mut y, false)));
+    }
+    let w = Bf16Panels::round(&w);
+    group.throughput(Throughput::Elements((2 * n * k) as u64));
+    for m in [1, 4, 16] {
+        let (x, mut y) = (values(m * k), values(m * n));
+        group.bench_function(BenchmarkId::new("bf16 rows", m), |b| b.iter(|| bf16::linear(&x, m, &w, &mut y, false)));
     }
     group.finish();
 }

@@ -107,6 +107,18 @@ impl Buf {
         buf.copy_from_slice(values);
         buf
     }
+
+    /// The same memory as 32-bit words, such as pairs of bf16.
+    pub(crate) fn words(&self) -> &[u32] {
+        // SAFETY: both types have four bytes, one alignment, and take every pattern of bits.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len) }
+    }
+
+    /// [`Buf::words`], to be written.
+    pub(crate) fn words_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as for `words`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len) }
+    }
 }
 
 impl Block {

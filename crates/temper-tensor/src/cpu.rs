@@ -13,7 +13,7 @@ use crate::buf::Buf;
 use crate::error::{Error, Result};
 use crate::gemm;
 use crate::head::{self, HeadCoef, HeadSpec, HeadTerms};
-use crate::isa::isa;
+use crate::isa;
 use crate::kernels::dropout::{self, Dropout};
 use crate::kernels::{adamw, elementwise, embed, glu, norm, rope};
 use crate::kv::CacheSlot;
@@ -60,7 +60,7 @@ fn part<'t>(t: &'t Tensor, rows: &Range<usize>) -> &'t [f32] {
 
 impl Ops for Cpu {
     fn name(&self) -> String {
-        format!("cpu {}", isa().name())
+        format!("cpu {}", isa::name())
     }
 
     fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor> {

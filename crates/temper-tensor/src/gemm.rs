@@ -6,6 +6,7 @@
 //! gradient, on how rows are cut into calls.
 
 mod backward;
+pub mod bf16;
 mod forward;
 mod grid;
 mod pack;

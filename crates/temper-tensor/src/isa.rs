@@ -1,4 +1,5 @@
 //! Which vector instructions the kernels use: found out once at run time, and forced down by `TEMPER_ISA`.
+#![allow(unsafe_code)] // asks the processor and the kernel for tiles
 
 use std::sync::OnceLock;
 
@@ -18,14 +19,87 @@ pub enum Isa {
 impl Isa {
     /// All levels, lowest first.
     pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+}
 
-    /// The name that `TEMPER_ISA` takes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Portable => "portable",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
+/// How products of bf16 matrices are computed. Each way has its own order of additions (see [`crate::gemm::bf16`]), so that
+/// results are reproducible within one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dot {
+    /// By the f32 multiply-adds of [`isa`], on values widened on the way: right everywhere, no faster than f32. The bits are
+    /// those of `Avx512`, unless a product or sum falls below the normal range.
+    Fma,
+    /// By `vdpbf16ps`.
+    Avx512,
+    /// By the tiles of AMX-BF16.
+    Amx,
+}
+
+impl Dot {
+    /// All ways, slowest first.
+    pub const ALL: [Self; 3] = [Self::Fma, Self::Avx512, Self::Amx];
+}
+
+/// The levels in `TEMPER_ISA`, lowest first: a name, the f32 kernels and the way of bf16 products.
+const LEVELS: [(&str, Isa, Dot); 5] = [
+    ("portable", Isa::Portable, Dot::Fma),
+    ("avx2", Isa::Avx2, Dot::Fma),
+    ("avx512", Isa::Avx512, Dot::Fma),
+    ("avx512bf16", Isa::Avx512, Dot::Avx512),
+    ("amx", Isa::Avx512, Dot::Amx),
+];
+
+/// The best way of bf16 products that this processor offers and the operating system allows.
+pub fn detected_dot() -> Dot {
+    static BEST: OnceLock<Dot> = OnceLock::new();
+    *BEST.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        if detected() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+            return if amx::allowed() { Dot::Amx } else { Dot::Avx512 };
         }
+        Dot::Fma
+    })
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx {
+    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+
+    /// Leaf 7 of cpuid, register edx: AMX-BF16 and AMX-TILE (Intel SDM, volume 2A).
+    const FEATURES: u32 = 1 << 22 | 1 << 24;
+    /// Tile configuration and tile data in XCR0.
+    const STATE: u64 = 1 << 17 | 1 << 18;
+    /// `arch_prctl(ARCH_REQ_XCOMP_PERM, 18)` lets all threads of the process use tile data (Linux 5.16).
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+
+    #[target_feature(enable = "xsave")]
+    fn enabled_state() -> u64 {
+        // SAFETY: the function is compiled for the instruction.
+        unsafe { _xgetbv(0) }
+    }
+
+    /// Whether the processor has bf16 tiles and the kernel lets this process use them.
+    #[allow(unused_unsafe)] // cpuid became safe in a later release
+    pub(super) fn allowed() -> bool {
+        // SAFETY: every 64-bit processor has the instruction.
+        let has = unsafe { __cpuid_count(7, 0).edx } & FEATURES == FEATURES;
+        if !has || !is_x86_feature_detected!("xsave") {
+            return false;
+        }
+        // SAFETY: the feature was detected.
+        if unsafe { enabled_state() } & STATE != STATE {
+            return false;
+        }
+        // SAFETY: the call changes nothing but the process's permission.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+mod amx {
+    /// How to ask for tiles is known here for Linux alone.
+    pub(super) fn allowed() -> bool {
+        false
     }
 }
 
@@ -51,29 +125,44 @@ pub fn detected() -> Isa {
 /// The level that the kernels use: that of `TEMPER_ISA` if it is set, else the highest one.
 ///
 /// Fails when `TEMPER_ISA` holds no known level or one that this processor lacks; programs call this once at start.
-pub fn requested() -> Result<Isa> {
+pub fn requested() -> Result<(Isa, Dot)> {
+    let best = (detected(), detected_dot());
     match std::env::var_os("TEMPER_ISA") {
-        None => Ok(detected()),
-        Some(value) => parse(&value.to_string_lossy(), detected()),
+        None => Ok(best),
+        Some(value) => parse(&value.to_string_lossy(), best),
     }
 }
 
-fn parse(value: &str, best: Isa) -> Result<Isa> {
-    let found = Isa::ALL.into_iter().find(|isa| isa.name() == value);
-    match found {
-        Some(isa) if isa <= best => Ok(isa),
-        _ => {
-            let names: Vec<_> = Isa::ALL.into_iter().filter(|i| *i <= best).map(Isa::name).collect();
-            Err(Error::Isa { value: value.into(), expected: names.join(", ") })
-        }
+fn parse(value: &str, best: (Isa, Dot)) -> Result<(Isa, Dot)> {
+    let offered = || LEVELS.iter().filter(|(_, isa, dot)| *isa <= best.0 && *dot <= best.1);
+    if let Some((_, isa, dot)) = offered().find(|(name, ..)| *name == value) {
+        return Ok((*isa, *dot));
     }
+    let names: Vec<_> = offered().map(|(name, ..)| *name).collect();
+    Err(Error::Isa { value: value.into(), expected: names.join(", ") })
 }
 
-/// The level in use, found once; where [`requested`] fails, the highest level of this processor.
+/// What is in use, found once; where [`requested`] fails, the highest levels of this processor.
+fn in_use() -> (Isa, Dot) {
+    static LEVEL: OnceLock<(Isa, Dot)> = OnceLock::new();
+    *LEVEL.get_or_init(|| requested().unwrap_or_else(|_| (detected(), detected_dot())))
+}
+
+/// The level of the f32 kernels in use.
 #[inline]
 pub fn isa() -> Isa {
-    static ISA: OnceLock<Isa> = OnceLock::new();
-    *ISA.get_or_init(|| requested().unwrap_or_else(|_| detected()))
+    in_use().0
+}
+
+/// The way of bf16 products in use.
+#[inline]
+pub fn dot() -> Dot {
+    in_use().1
+}
+
+/// The name of the level in use, as `TEMPER_ISA` takes it.
+pub fn name() -> &'static str {
+    LEVELS.iter().find(|(_, isa, dot)| (*isa, *dot) == in_use()).map_or("portable", |(name, ..)| name)
 }
 
 /// Compiles one `#[inline(always)]` body, generic over a constant `FMA: bool`, for every level and dispatches to it.
@@ -127,22 +216,42 @@ pub(crate) fn levels() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|i| *i <= detected()).collect()
 }
 
+/// Every pair of levels that bf16 products can run at here.
+#[cfg(test)]
+pub(crate) fn dot_levels() -> Vec<(Isa, Dot)> {
+    let offered = LEVELS.iter().filter(|(_, isa, dot)| *isa <= detected() && *dot <= detected_dot());
+    offered.map(|(_, isa, dot)| (*isa, *dot)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn known_levels_up_to_the_processors_are_accepted() {
-        assert_eq!(parse("portable", Isa::Portable), Ok(Isa::Portable));
-        assert_eq!(parse("avx2", Isa::Avx512), Ok(Isa::Avx2));
-        assert_eq!(parse("avx512", Isa::Avx512), Ok(Isa::Avx512));
+        assert_eq!(parse("portable", (Isa::Portable, Dot::Fma)), Ok((Isa::Portable, Dot::Fma)));
+        assert_eq!(parse("avx2", (Isa::Avx512, Dot::Fma)), Ok((Isa::Avx2, Dot::Fma)));
+        assert_eq!(parse("avx512", (Isa::Avx512, Dot::Amx)), Ok((Isa::Avx512, Dot::Fma)));
+        assert_eq!(parse("avx512bf16", (Isa::Avx512, Dot::Amx)), Ok((Isa::Avx512, Dot::Avx512)));
+        assert_eq!(parse("amx", (Isa::Avx512, Dot::Amx)), Ok((Isa::Avx512, Dot::Amx)));
     }
 
     #[test]
     fn others_are_refused_with_what_would_work() {
-        for (value, best) in [("sse9", Isa::Avx512), ("avx512", Isa::Avx2), ("", Isa::Portable)] {
-            let message = parse(value, best).expect_err("refused").to_string();
+        let cases = [
+            ("sse9", Isa::Avx512, Dot::Amx),
+            ("avx512", Isa::Avx2, Dot::Fma),
+            ("amx", Isa::Avx512, Dot::Avx512),
+            ("", Isa::Portable, Dot::Fma),
+        ];
+        for (value, isa, dot) in cases {
+            let message = parse(value, (isa, dot)).expect_err("refused").to_string();
             assert!(message.contains(value) && message.contains("portable"), "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_in_use_has_a_name() {
+        assert!(LEVELS.iter().any(|(level, isa, dot)| *level == name() && (*isa, *dot) == in_use()));
     }
 }

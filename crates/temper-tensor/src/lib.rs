@@ -32,6 +32,7 @@
 //! | head: log-probabilities without `[N, V]` logits | [`Ops::head_terms`], [`Ops::head_backward`], [`row_terms`] |
 //! | sampling | [`KvCache`], [`CacheSlot`], [`Tape::cached_attention`], [`Ops::head_logits`] |
 //! | optimiser step | [`adamw_step`], [`AdamState`], [`grad_norm`], [`clip_scale`] |
+//! | what the machine can do at most | [`probe::ceilings`] |
 //! | the device | [`Ops`] (one object-safe trait), [`Cpu`], [`Tensor`], [`Storage`] (closed enum) |
 //!
 //! Promises: one output element's order of additions depends on its own reduction length alone (never on the number of
@@ -39,6 +40,7 @@
 //! contents are reached through [`Ops`] alone, so that a second device is a second implementation of that trait.
 
 mod attention;
+mod bf16_panels;
 pub mod buf;
 mod cpu;
 mod error;
@@ -51,16 +53,18 @@ mod ops;
 mod optim;
 mod panels;
 mod params;
+pub mod probe;
 mod segments;
 mod sink;
 mod tape;
 
 pub use attention::attention_weights;
+pub use bf16_panels::Bf16Panels;
 pub use buf::Buf;
 pub use cpu::Cpu;
 pub use error::{Error, Result};
 pub use head::{HeadCoef, HeadSpec, HeadTerms, RowTerms, row_terms};
-pub use isa::{Isa, isa};
+pub use isa::{Dot, Isa, dot, isa};
 pub use kernels::dropout::Dropout;
 pub use kv::{CacheSlot, KvCache, KvPage, PAGE};
 pub use ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};

@@ -30,7 +30,7 @@ pub(crate) fn record(seed: u64) -> serde_json::Value {
         "machine": cpu_model(),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "threads": rayon::current_num_threads(),
-        "isa": temper_tensor::isa().name(),
+        "isa": temper_tensor::isa::name(),
         "memory_bytes": proc_kib("/proc/meminfo", "MemTotal:").map(|kib| kib * 1024),
         "os": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
     })

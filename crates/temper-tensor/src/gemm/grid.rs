@@ -56,7 +56,11 @@ pub(super) struct Grid {
 impl Grid {
     /// For a reduction of length `depth`.
     pub(super) fn new(m: usize, n: usize, depth: usize) -> Self {
-        let height = part(m, ROW_BLOCK, ROWS);
+        Self::of_height(part(m, ROW_BLOCK, ROWS), m, n, depth)
+    }
+
+    /// With `height` rows a task.
+    pub(super) fn of_height(height: usize, m: usize, n: usize, depth: usize) -> Self {
         // At least four tasks a thread, so that none waits long for the last.
         let wanted = (4 * rayon::current_num_threads()).div_ceil(m.div_ceil(height));
         let tiles = (n.div_ceil(WIDTH) / wanted).clamp(1, MOST_TILES);

@@ -19,9 +19,9 @@ pub(super) fn transpose(isa: Isa, w: &Panels, rows: Range<usize>, columns: Range
         for at in (0..columns.len()).step_by(LANES) {
             let from = &panel[(columns.start + at) * LANES..];
             if columns.len() - at >= LANES {
-                square(isa, &from[..LANES * LANES], &mut out[at..at + (LANES - 1) * WIDTH + LANES]);
+                square(isa, &from[..LANES * LANES], &mut out[at..at + (LANES - 1) * WIDTH + LANES], WIDTH);
             } else {
-                corner(from, columns.len() - at, &mut out[at..]);
+                corner(from, columns.len() - at, &mut out[at..], WIDTH);
             }
         }
     }
@@ -66,35 +66,35 @@ fn prefetch(values: &[f32], at: usize) {
 #[cfg(not(target_arch = "x86_64"))]
 fn prefetch(_values: &[f32], _at: usize) {}
 
-fn corner(from: &[f32], columns: usize, out: &mut [f32]) {
+fn corner(from: &[f32], columns: usize, out: &mut [f32], stride: usize) {
     for (c, lanes) in from.chunks_exact(LANES).take(columns).enumerate() {
         for (j, value) in lanes.iter().enumerate() {
-            out[j * WIDTH + c] = *value;
+            out[j * stride + c] = *value;
         }
     }
 }
 
-/// `to[j * 32 + c] = from[c * 16 + j]` for c and j below 16.
-fn square(isa: Isa, from: &[f32], to: &mut [f32]) {
-    assert!(from.len() >= LANES * LANES && to.len() >= (LANES - 1) * WIDTH + LANES);
+/// `to[j * stride + c] = from[c * 16 + j]` for c and j below 16. It moves 32 bits at a time, whatever they mean.
+pub(super) fn square(isa: Isa, from: &[f32], to: &mut [f32], stride: usize) {
+    assert!(from.len() >= LANES * LANES && stride >= LANES && to.len() >= (LANES - 1) * stride + LANES);
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor offers the level, and the lengths were checked.
-        Isa::Avx512 => unsafe { avx512::square(from.as_ptr(), to.as_mut_ptr()) },
+        Isa::Avx512 => unsafe { avx512::square(from.as_ptr(), to.as_mut_ptr(), stride) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above; the four quarters lie inside the square.
         Isa::Avx2 => unsafe {
             for (c, j) in [(0, 0), (8, 0), (0, 8), (8, 8)] {
-                avx2::quarter(from.as_ptr().add(c * LANES + j), to.as_mut_ptr().add(j * WIDTH + c));
+                avx2::quarter(from.as_ptr().add(c * LANES + j), to.as_mut_ptr().add(j * stride + c), stride);
             }
         },
-        _ => corner(from, LANES, to),
+        _ => corner(from, LANES, to, stride),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{LANES, WIDTH};
+    use super::LANES;
     use std::arch::x86_64::{
         __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
         _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
@@ -111,7 +111,7 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn square(from: *const f32, to: *mut f32) {
+    pub(super) unsafe fn square(from: *const f32, to: *mut f32, stride: usize) {
         let mut quads = [_mm512_setzero_ps(); LANES];
         for i in 0..4 {
             // SAFETY: the caller vouches for 16 rows of 16 values.
@@ -127,12 +127,12 @@ mod avx512 {
             let even = |i: usize| _mm512_shuffle_f32x4::<0x88>(quads[i + c], quads[i + 4 + c]);
             let odd = |i: usize| _mm512_shuffle_f32x4::<0xdd>(quads[i + c], quads[i + 4 + c]);
             let (e0, e8, o0, o8) = (even(0), even(8), odd(0), odd(8));
-            // SAFETY: the caller vouches for 16 rows of 16 values, 32 apart.
+            // SAFETY: the caller vouches for 16 rows of 16 values, `stride` apart.
             unsafe {
-                _mm512_storeu_ps(to.add(c * WIDTH), _mm512_shuffle_f32x4::<0x88>(e0, e8));
-                _mm512_storeu_ps(to.add((c + 4) * WIDTH), _mm512_shuffle_f32x4::<0x88>(o0, o8));
-                _mm512_storeu_ps(to.add((c + 8) * WIDTH), _mm512_shuffle_f32x4::<0xdd>(e0, e8));
-                _mm512_storeu_ps(to.add((c + 12) * WIDTH), _mm512_shuffle_f32x4::<0xdd>(o0, o8));
+                _mm512_storeu_ps(to.add(c * stride), _mm512_shuffle_f32x4::<0x88>(e0, e8));
+                _mm512_storeu_ps(to.add((c + 4) * stride), _mm512_shuffle_f32x4::<0x88>(o0, o8));
+                _mm512_storeu_ps(to.add((c + 8) * stride), _mm512_shuffle_f32x4::<0xdd>(e0, e8));
+                _mm512_storeu_ps(to.add((c + 12) * stride), _mm512_shuffle_f32x4::<0xdd>(o0, o8));
             }
         }
     }
@@ -140,7 +140,7 @@ mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{LANES, WIDTH};
+    use super::LANES;
     use std::arch::x86_64::{
         __m256, _mm256_castpd_ps, _mm256_castps_pd, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps,
         _mm256_storeu_ps, _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
@@ -156,9 +156,9 @@ mod avx2 {
         _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)))
     }
 
-    /// Transposes 8 rows of 8 values, 16 apart, to rows 32 apart.
+    /// Transposes 8 rows of 8 values, 16 apart, to rows `stride` apart.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn quarter(from: *const f32, to: *mut f32) {
+    pub(super) unsafe fn quarter(from: *const f32, to: *mut f32, stride: usize) {
         let mut quads = [_mm256_setzero_ps(); 8];
         for i in 0..2 {
             // SAFETY: the caller vouches for 8 rows of 8 values.
@@ -170,10 +170,10 @@ mod avx2 {
             (quads[4 * i + 2], quads[4 * i + 3]) = (low(ab, cd), high(ab, cd));
         }
         for c in 0..4 {
-            // SAFETY: the caller vouches for 8 rows of 8 values, 32 apart.
+            // SAFETY: the caller vouches for 8 rows of 8 values, `stride` apart.
             unsafe {
-                _mm256_storeu_ps(to.add(c * WIDTH), _mm256_permute2f128_ps::<0x20>(quads[c], quads[4 + c]));
-                _mm256_storeu_ps(to.add((c + 4) * WIDTH), _mm256_permute2f128_ps::<0x31>(quads[c], quads[4 + c]));
+                _mm256_storeu_ps(to.add(c * stride), _mm256_permute2f128_ps::<0x20>(quads[c], quads[4 + c]));
+                _mm256_storeu_ps(to.add((c + 4) * stride), _mm256_permute2f128_ps::<0x31>(quads[c], quads[4 + c]));
             }
         }
     }
