@@ -42,7 +42,7 @@ pub(super) fn parse_module(module: &str) -> Option<(usize, &'static str)> {
 pub fn matches_target(pattern: &str, layer: usize, part: &str) -> bool {
     let name = module(layer, part);
     let ends = std::iter::once(0).chain(name.match_indices('.').map(|(i, _)| i + 1));
-    ALL.contains(&pattern) || ends.into_iter().any(|from| glob(pattern.as_bytes(), name[from..].as_bytes()))
+    ALL.contains(&pattern) || ends.into_iter().any(|from| glob(pattern.as_bytes(), &name.as_bytes()[from..]))
 }
 
 fn glob(pattern: &[u8], text: &[u8]) -> bool {

@@ -15,8 +15,12 @@ fn recipe() -> String {
     let sft = SMALL.split("[[stage]]").find(|s| s.contains("id = \"sft\"")).expect("an SFT stage");
     let adapter = "adapter = { kind = \"lora\", rank = 4, targets = [\"all_linear\"] }\n";
     let (head, _) = SMALL.split_once("[[stage]]").expect("stages");
-    format!("{head}[model.policy]\npath = {:?}\n\n[[stage]]{}{adapter}", model.to_str().expect("a path"), sft.trim_end())
-        .replace("lr = 1e-3", "lr = 5e-2")
+    format!(
+        "{head}[model.policy]\npath = {:?}\n\n[[stage]]{}{adapter}",
+        model.to_str().expect("a path"),
+        sft.trim_end()
+    )
+    .replace("lr = 1e-3", "lr = 5e-2")
         + "\n"
 }
 
@@ -68,7 +72,10 @@ fn an_adapter_is_planned_trained_measured_and_merged() {
     let on_top = recipe().replace(base, "run/stages/sft");
     place.write("on_top.toml", on_top);
     place.good(&["run", "on_top.toml", "--out", "second", "--set", "save=adapter"]);
-    assert!(place.path("second/model/adapter_model.safetensors").is_file() && !place.path("second/model/config.json").exists());
+    assert!(
+        place.path("second/model/adapter_model.safetensors").is_file()
+            && !place.path("second/model/config.json").exists()
+    );
 }
 
 #[test]
