@@ -5,13 +5,19 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::models::Source;
 
-/// A digest of the files that a model and its tokenizer are read from: the file itself, or a directory's.
-pub(crate) fn of_model(path: &Path) -> Result<u64> {
+/// A digest of the files that a model and its tokenizer are read from: the file itself, or a directory's; an adapter's with its
+/// base's.
+pub(crate) fn of_model(source: &Source) -> Result<u64> {
     let mut digest = Digest::default();
-    for file in model_files(path)? {
-        digest.bytes(file.file_name().unwrap_or_default().as_encoded_bytes());
-        digest.file(&file)?;
+    let mut next = Some(source);
+    while let Some(source) = next {
+        for file in model_files(source.path())? {
+            digest.bytes(file.file_name().unwrap_or_default().as_encoded_bytes());
+            digest.file(&file)?;
+        }
+        next = source.base();
     }
     Ok(digest.value())
 }
@@ -90,7 +96,7 @@ impl Digest {
 
 #[cfg(test)]
 mod tests {
-    use super::{Digest, of_model};
+    use super::*;
 
     #[test]
     fn the_published_test_vector_and_borders_between_texts() {
@@ -114,6 +120,7 @@ mod tests {
         let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
         let long = vec![7; (1 << 20) + 13];
         write("model.safetensors", &long);
+        let of_model = |path: &Path| super::of_model(&Source::Whole(path.into()));
         let first = of_model(dir.path()).unwrap();
         write("notes.txt", b"not read by a run");
         assert_eq!(of_model(dir.path()).unwrap(), first);

@@ -4,6 +4,7 @@
 //! [`online`], are meant to be read top to bottom. This crate knows no terminal: a run tells a [`watch::Watch`] what
 //! happens, and a [`watch::Stop`] asks it to end after the current round.
 
+pub mod adapter;
 pub mod bench;
 pub mod checkpoint;
 pub mod context;
@@ -18,6 +19,7 @@ pub mod learner;
 pub mod ledger;
 pub mod memory;
 pub mod metrics;
+pub mod models;
 pub mod offline;
 pub mod online;
 pub mod plan;

@@ -1,9 +1,10 @@
 //! What a stage needs in memory, from the model's shape and the recipe's sizes alone; asked before anything is loaded.
 
 use serde::Serialize;
-use temper_model::Config;
+use temper_model::{Config, Lora};
 
 use crate::error::{Error, Result};
+use crate::recipe::{Adapter, Dtype};
 
 /// Floats of a chunk of logits in the head, and as many again while their gradient is laid out for the weights.
 const LOGITS: u64 = 8 << 20;
@@ -14,7 +15,7 @@ const PROCESS: u64 = 16 << 20;
 const TOKEN: u64 = 1200;
 
 /// What decides the memory of a training stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sizes {
     /// N of the largest micro-batch: `micro_tokens`, or the longest example or group where that is larger.
     pub micro_tokens: usize,
@@ -22,16 +23,22 @@ pub struct Sizes {
     pub recompute: bool,
     /// Tokens in key/value caches while sampling.
     pub cached_tokens: usize,
-    /// Frozen models beside the policy.
-    pub frozen: usize,
+    /// What weights are rounded to for computing, beside the f32 values that are updated.
+    pub dtype: Dtype,
+    /// What is trained, where it is not the whole model.
+    pub lora: Option<Lora>,
+    /// Whether there is a reference model of its own.
+    pub reference: bool,
+    /// Whether there is a critic.
+    pub critic: bool,
 }
 
 /// Bytes by what they hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// Weights of the policy and of frozen models.
+    /// Weights of the policy, the reference and the critic.
     pub weights: u64,
-    /// Gradients and the two moments of what is trained.
+    /// Gradients and the two moments of what is trained, the critic's too.
     pub optimizer: u64,
     /// What backward reads, and what is in flight in the head and in a block's backward.
     pub activations: u64,
@@ -42,12 +49,16 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Of a training stage in f32.
-    pub fn of(config: &Config, sizes: Sizes) -> Self {
-        let parameters = 4 * config.parameter_count();
+    /// Of a training stage.
+    pub fn of(config: &Config, sizes: &Sizes) -> Self {
+        let whole = 4 * config.parameter_count();
+        let rounded = if sizes.dtype == Dtype::Bf16 { whole / 2 } else { 0 };
+        let frozen = if sizes.dtype == Dtype::Bf16 { rounded } else { whole };
+        let adapter = sizes.lora.as_ref().map(|lora| 4 * lora.parameter_count(config));
+        let [reference, critic] = [sizes.reference, sizes.critic].map(u64::from);
         Self {
-            weights: parameters * (1 + sizes.frozen as u64),
-            optimizer: parameters * 3,
+            weights: (whole + rounded) * (1 + critic) + adapter.unwrap_or(0) + frozen * reference,
+            optimizer: 3 * (adapter.unwrap_or(whole) + whole * critic),
             activations: activations(config, sizes.micro_tokens as u64, sizes.recompute),
             cache: sizes.cached_tokens as u64 * config.kv_bytes_per_token(),
             process: PROCESS + TOKEN * config.vocab_size as u64 + SLACK,
@@ -83,12 +94,12 @@ pub fn largest_micro_batch(limit: usize, longest: usize, total: usize) -> usize 
 }
 
 /// Refuses a stage that cannot fit, with what would.
-pub fn fits(stage: &str, config: &Config, sizes: Sizes, available: Option<u64>) -> Result<()> {
+pub fn fits(stage: &str, config: &Config, sizes: &Sizes, available: Option<u64>) -> Result<()> {
     let needed = Memory::of(config, sizes).total();
     let Some(available) = available.filter(|available| needed > *available) else { return Ok(()) };
     let mut ways: Vec<String> = vec![];
     for (name, change) in changes(sizes) {
-        let then = Memory::of(config, change).total();
+        let then = Memory::of(config, &change).total();
         if then <= available {
             ways.push(format!("{name} needs {}", gib(then)));
         }
@@ -104,13 +115,24 @@ pub fn fits(stage: &str, config: &Config, sizes: Sizes, available: Option<u64>) 
 }
 
 /// Settings that need less, by name.
-fn changes(sizes: Sizes) -> Vec<(String, Sizes)> {
+fn changes(sizes: &Sizes) -> Vec<(String, Sizes)> {
     let mut found = vec![];
     if !sizes.recompute {
-        found.push(("`recompute = true`".to_owned(), Sizes { recompute: true, ..sizes }));
+        found.push(("`recompute = true`".to_owned(), Sizes { recompute: true, ..sizes.clone() }));
     }
     let halves = std::iter::successors(Some(sizes.micro_tokens / 2), |n| Some(n / 2)).take_while(|n| *n >= 128);
-    found.extend(halves.map(|n| (format!("`micro_tokens = {n}`"), Sizes { micro_tokens: n, ..sizes })));
+    found.extend(halves.map(|n| (format!("`micro_tokens = {n}`"), Sizes { micro_tokens: n, ..sizes.clone() })));
+    if sizes.lora.is_none() {
+        let lora = Some(Adapter::default().lora());
+        found.push((
+            "`adapter = { kind = \"lora\" }`".to_owned(),
+            Sizes { lora: lora.clone(), reference: false, ..sizes.clone() },
+        ));
+        found.push((
+            "the same with `recompute = true`".to_owned(),
+            Sizes { lora, reference: false, recompute: true, ..sizes.clone() },
+        ));
+    }
     found
 }
 
@@ -123,7 +145,15 @@ mod tests {
     use super::*;
 
     fn sizes() -> Sizes {
-        Sizes { micro_tokens: 2048, recompute: false, cached_tokens: 0, frozen: 0 }
+        Sizes {
+            micro_tokens: 2048,
+            recompute: false,
+            cached_tokens: 0,
+            dtype: Dtype::F32,
+            lora: None,
+            reference: false,
+            critic: false,
+        }
     }
 
     #[test]
@@ -136,14 +166,17 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
         let config = Config::llama(49152, 576, 30, 9);
-        let needed = Memory::of(&config, sizes()).total();
-        fits("sft", &config, sizes(), None).unwrap();
-        fits("sft", &config, sizes(), Some(needed)).unwrap();
-        let error = fits("sft", &config, sizes(), Some(needed - 1)).unwrap_err();
+        let needed = Memory::of(&config, &sizes()).total();
+        fits("sft", &config, &sizes(), None).unwrap();
+        fits("sft", &config, &sizes(), Some(needed)).unwrap();
+        let error = fits("sft", &config, &sizes(), Some(needed - 1)).unwrap_err();
         assert!(error.to_string().contains("`sft`"), "{error}");
         let hint = error.hint().unwrap();
-        assert!(hint.contains("recompute = true") && hint.contains("micro_tokens = 1024"), "{hint}");
-        let error = fits("sft", &config, sizes(), Some(1 << 30)).unwrap_err();
+        assert!(
+            hint.contains("lora") && hint.contains("recompute = true") && hint.contains("micro_tokens = 1024"),
+            "{hint}"
+        );
+        let error = fits("sft", &config, &sizes(), Some(1 << 30)).unwrap_err();
         assert!(error.hint().unwrap().contains("smaller model"), "{error}");
     }
 }

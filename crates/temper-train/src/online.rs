@@ -13,6 +13,7 @@ use std::time::Instant;
 use temper_env::Scorer;
 use temper_model::Model;
 
+use crate::adapter::Reference;
 use crate::context::{Context, Outcome};
 use crate::critic::Critic;
 use crate::error::Result;
@@ -31,7 +32,7 @@ pub fn run(
     ctx: &mut Context,
     learner: &mut Learner,
     mut critic: Option<&mut Critic>,
-    reference: Option<&Model>,
+    reference: Option<&Reference>,
     stage: &OnlineStage,
     progress: &mut Progress,
 ) -> Result<Outcome> {
@@ -40,7 +41,9 @@ pub fn run(
     let mut scorer = Scorer::new(&stage.rewards)?;
     let peer = Peer::open(ctx, stage)?;
     let context = learner.model.config.max_position_embeddings;
-    temper_tensor::buf::expect_rows(plan::online_sizes(stage, stage.max_prompt_tokens.min(context)).micro_tokens);
+    temper_tensor::buf::expect_rows(
+        plan::online_sizes(ctx.recipe, stage, stage.max_prompt_tokens.min(context)).micro_tokens,
+    );
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
     while progress.step < stage.steps {
         let begun = Instant::now();
@@ -48,7 +51,7 @@ pub fn run(
         let (now, peer) = (&stage.knobs.fix(stage, &knobs), peer.as_ref());
         let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage: now, seed, peer, context };
         let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
-        let kl = read(ctx, critic.as_deref(), reference, now, &mut groups)?;
+        let kl = read(ctx, critic.as_deref(), reference, &learner.model, now, &mut groups)?;
         readings::finite(&groups)?;
         rollout::advantages(now, &mut groups, progress)?;
         readings::targets(now, &mut groups);
@@ -66,8 +69,8 @@ pub fn run(
         }
         drop(sampled);
         let mut trained: Vec<Group> = groups.into_iter().filter_map(Group::trained).collect();
-        if let Some(model) = reference.filter(|_| now.objective.kl_reward.is_none()) {
-            readings::reference(ctx, model, now, &mut trained)?;
+        if let Some(reference) = reference.filter(|_| now.objective.kl_reward.is_none()) {
+            readings::reference(ctx, reference, &learner.model, now, &mut trained)?;
         }
         let update =
             update::run(ctx, learner, critic.as_deref_mut(), now, &trained.iter().collect::<Vec<_>>(), progress)?;
@@ -101,7 +104,8 @@ pub fn run(
 fn read(
     ctx: &Context,
     critic: Option<&Critic>,
-    reference: Option<&Model>,
+    reference: Option<&Reference>,
+    policy: &Model,
     stage: &OnlineStage,
     groups: &mut [Group],
 ) -> Result<Option<f64>> {
@@ -109,8 +113,8 @@ fn read(
         readings::values(ctx, critic, stage, groups)?;
     }
     match (&stage.objective.kl_reward, reference) {
-        (Some(kl), Some(model)) => {
-            readings::reference(ctx, model, stage, groups)?;
+        (Some(kl), Some(reference)) => {
+            readings::reference(ctx, reference, policy, stage, groups)?;
             Ok(readings::charge(kl, groups))
         }
         _ => Ok(None),

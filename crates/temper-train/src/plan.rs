@@ -6,11 +6,14 @@ use serde::Serialize;
 use temper_algo::Coupling;
 use temper_algo::group_reuse::{InjectFrom, InjectWhen};
 use temper_data::{Encoded, Tokenizer, encode_prompt};
-use temper_model::Config;
+use temper_model::{Config, Lora};
 
 use crate::error::Result;
 use crate::memory::{self, Memory, Sizes, largest_micro_batch};
-use crate::recipe::{DataSource, EvalSource, EvalTask, OfflineStage, OnlineStage, Recipe, Shape, Stage};
+use crate::models::{self as sources, Source};
+use crate::recipe::{
+    Adapter, DataSource, EvalSource, EvalTask, ModelSpec, OfflineStage, OnlineStage, Recipe, Shape, Stage,
+};
 use crate::{examples, hub, offline};
 
 /// What one stage will do.
@@ -42,7 +45,7 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
             Stage::Tokenizer(s) => simple(&s.id, "tokenizer", vec![("vocabulary", s.vocab_size.to_string())]),
             Stage::Init(s) => {
                 if let Some(path) = &s.tokenizer {
-                    known.tokenizer = Some(crate::run::load_tokenizer(&hub::local(path)?)?);
+                    known.tokenizer = Some(sources::load_tokenizer(&hub::local(path)?)?);
                 }
                 known.config = Some(s.shape.plain(known.vocabulary(recipe)));
                 let count = known.config.as_ref().map_or(0, Config::parameter_count);
@@ -64,11 +67,11 @@ pub fn check_memory(recipe: &Recipe, available: Option<u64>) -> Result<()> {
     let Some(config) = known.config.as_ref().filter(|_| available.is_some()) else { return Ok(()) };
     for stage in &recipe.stage {
         let most = match stage {
-            Stage::Offline(s) => offline_sizes(s, s.max_tokens.min(config.max_position_embeddings), usize::MAX),
-            Stage::Online(s) => online_sizes(s, s.max_prompt_tokens),
+            Stage::Offline(s) => offline_sizes(recipe, s, s.max_tokens.min(config.max_position_embeddings), usize::MAX),
+            Stage::Online(s) => online_sizes(recipe, s, s.max_prompt_tokens),
             _ => continue,
         };
-        if memory::fits(stage.id(), config, most, available).is_ok() {
+        if memory::fits(stage.id(), config, &most, available).is_ok() {
             continue;
         }
         let exact = match stage {
@@ -76,33 +79,51 @@ pub fn check_memory(recipe: &Recipe, available: Option<u64>) -> Result<()> {
             Stage::Online(s) => online(recipe, s, &known)?.sizes,
             _ => None,
         };
-        memory::fits(stage.id(), config, exact.unwrap_or(most), available)?;
+        memory::fits(stage.id(), config, &exact.unwrap_or(most), available)?;
     }
     Ok(())
 }
 
 /// Sizes of an offline stage whose longest example has `longest` tokens, `total` in all.
-pub fn offline_sizes(s: &OfflineStage, longest: usize, total: usize) -> Sizes {
+pub fn offline_sizes(recipe: &Recipe, s: &OfflineStage, longest: usize, total: usize) -> Sizes {
     let step = s.batch.tokens.or_else(|| s.batch.examples.and_then(|n| n.checked_mul(longest))).unwrap_or(usize::MAX);
+    let reference = s.loss().needs().contains(temper_algo::Needs::LOGP_REF);
     Sizes {
         micro_tokens: largest_micro_batch(s.micro_tokens, longest, step.min(total)),
         recompute: s.recompute,
         cached_tokens: 0,
-        frozen: usize::from(s.loss().needs().contains(temper_algo::Needs::LOGP_REF)),
+        ..models(recipe, s.adapter.as_ref(), reference, false)
     }
 }
 
 /// Sizes of an online stage whose longest prompt has `prompt` tokens.
-pub fn online_sizes(s: &OnlineStage, prompt: usize) -> Sizes {
-    let (samples, completion) = (s.samples_per_prompt, s.sampling.max_tokens);
+pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize) -> Sizes {
+    let turns = s.environment.as_ref().map_or(1, temper_env::Environment::turns);
+    let (samples, completion) = (s.samples_per_prompt, turns * s.sampling.max_tokens);
     // A group is never split, so the largest micro-batch holds at least one.
     let group = prompt + samples * completion;
-    let at_once = s.max_batch.min(s.prompts_per_step * samples);
+    let completions = s.prompts_per_step * samples;
+    // Episodes keep their caches between their turns.
+    let at_once = if turns > 1 { completions } else { s.max_batch.min(completions) };
+    let reference = s.objective.needs().contains(temper_algo::Needs::LOGP_REF);
     Sizes {
         micro_tokens: largest_micro_batch(s.micro_tokens, group, s.prompts_per_step * group),
         recompute: s.recompute,
         cached_tokens: at_once * completion + at_once.div_ceil(samples) * prompt,
-        frozen: usize::from(s.objective.needs().contains(temper_algo::Needs::LOGP_REF)),
+        ..models(recipe, s.adapter.as_ref(), reference, s.critic.is_some())
+    }
+}
+
+/// The models of a stage.
+fn models(recipe: &Recipe, adapter: Option<&Adapter>, reference: bool, critic: bool) -> Sizes {
+    Sizes {
+        dtype: recipe.dtype,
+        lora: adapter.map(Adapter::lora),
+        reference: reference && own_reference(recipe, adapter.is_some()),
+        critic,
+        micro_tokens: 0,
+        recompute: false,
+        cached_tokens: 0,
     }
 }
 
@@ -126,7 +147,8 @@ pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
     for (role, spec) in
         [("policy", &recipe.model.policy), ("reference", &recipe.model.reference), ("critic", &recipe.model.critic)]
     {
-        found.extend(spec.iter().filter_map(|s| s.path.clone()).map(|p| (format!("model.{role}"), p)));
+        let paths = spec.iter().flat_map(|s| [s.path.clone(), base(s)]).flatten();
+        found.extend(paths.map(|p| (format!("model.{role}"), p)));
     }
     for stage in &recipe.stage {
         let at = format!("stage `{}`", stage.id());
@@ -143,6 +165,12 @@ pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
         found.extend(eval_paths(task).into_iter().map(|p| (format!("task `{}`", task.id), p)));
     }
     found
+}
+
+/// The base of a role's adapter, as given or as the adapter names it.
+fn base(spec: &ModelSpec) -> Option<String> {
+    let named = || sources::base_name(Path::new(spec.path.as_ref()?)).ok();
+    spec.base.clone().or_else(named)
 }
 
 fn data_paths(source: &DataSource) -> Vec<String> {
@@ -171,11 +199,10 @@ struct Known {
 
 impl Known {
     fn of(recipe: &Recipe) -> Result<Self> {
-        let Some(path) = recipe.model.policy.as_ref().and_then(|p| p.path.as_ref()) else {
-            return Ok(Self { config: None, tokenizer: None });
-        };
-        let path = hub::local(path)?;
-        Ok(Self { config: Some(crate::run::load_config(&path)?), tokenizer: Some(crate::run::load_tokenizer(&path)?) })
+        match recipe.model.policy.as_ref().map(Source::of).transpose()?.flatten() {
+            None => Ok(Self { config: None, tokenizer: None }),
+            Some(source) => Ok(Self { config: Some(source.config()?), tokenizer: Some(source.tokenizer()?) }),
+        }
     }
 
     fn vocabulary(&self, recipe: &Recipe) -> usize {
@@ -248,12 +275,13 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         let needs: Vec<&str> = std::iter::once("logp").chain(loss.needs().names()).collect();
         figures.push(("the objective", format!("{}; it reads {}", names.join(" + "), needs.join(", "))));
     }
-    let sizes = offline_sizes(s, longest, tokens);
+    let sizes = offline_sizes(recipe, s, longest, tokens);
+    figures.extend(trained(sizes.lora.as_ref(), known));
     figures.extend(offline::extra_passes(s).into_iter().map(|pass| ("extra pass", pass.to_string())));
     Ok(StagePlan {
         example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
         notes: examples::notes(s, &rows),
-        memory: known.config.as_ref().map(|c| Memory::of(c, sizes)),
+        memory: known.config.as_ref().map(|c| Memory::of(c, &sizes)),
         sizes: Some(sizes),
         ..simple(&s.id, "offline", figures)
     })
@@ -338,12 +366,26 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     if let Some(prompt) = prompt {
         figures.push(("longest prompt", format!("{prompt} tokens among the first of each source")));
     }
-    let sizes = online_sizes(s, prompt.unwrap_or(s.max_prompt_tokens));
+    let sizes = online_sizes(recipe, s, prompt.unwrap_or(s.max_prompt_tokens));
+    figures.extend(trained(sizes.lora.as_ref(), known));
     Ok(StagePlan {
-        memory: known.config.as_ref().map(|c| Memory::of(c, sizes)),
+        memory: known.config.as_ref().map(|c| Memory::of(c, &sizes)),
         sizes: Some(sizes),
         ..simple(&s.id, "online", figures)
     })
+}
+
+/// How many parameters a stage with an adapter trains.
+fn trained(lora: Option<&Lora>, known: &Known) -> Option<(&'static str, String)> {
+    let (lora, config) = (lora?, known.config.as_ref()?);
+    let (own, all) = (lora.parameter_count(config), config.parameter_count());
+    let share = 100.0 * own as f64 / (own + all).max(1) as f64;
+    Some(("trained parameters", format!("{} of {} ({share:.2}%)", grouped(own), grouped(own + all))))
+}
+
+/// Whether a stage's reference is a second model: with an adapter, its start is the policy with the adapter off.
+fn own_reference(recipe: &Recipe, adapter: bool) -> bool {
+    !adapter || recipe.model.reference.as_ref().is_some_and(|r| r.path.is_some())
 }
 
 /// `1234567` as `1,234,567`.

@@ -1,7 +1,6 @@
 //! What a run remembers between rounds, besides parameters and optimiser moments.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use temper_data::History;
@@ -10,6 +9,7 @@ use crate::digest;
 use crate::error::{Error, Result};
 use crate::examples::Order;
 use crate::ledger::Ledger;
+use crate::models::Source;
 use crate::recipe::KnobStates;
 use crate::rollout::Answers;
 
@@ -96,11 +96,11 @@ pub struct State {
 
 impl State {
     /// Notes what a role's model is read from, or compares it with what the run began with.
-    pub fn same_model(&mut self, role: &str, path: &Path) -> Result<()> {
-        let now = digest::of_model(path)?;
+    pub fn same_model(&mut self, role: &str, source: &Source) -> Result<()> {
+        let now = digest::of_model(source)?;
         match self.models.insert(role.into(), now) {
             Some(began) if began != now => Err(Error::user(
-                format!("the files of the {role} model `{}` have changed since the run began", path.display()),
+                format!("the files of the {role} model `{}` have changed since the run began", source.path().display()),
                 "restore them, or start afresh with another --out",
             )),
             _ => Ok(()),

@@ -4,7 +4,10 @@ use super::Place;
 
 /// Every command with the options that its help must name.
 const COMMANDS: [(&[&str], &[&str]); 13] = [
-    (&[], &["run", "check", "plan", "eval", "generate", "report", "env", "recipe", "bench", "--version", "130"]),
+    (
+        &[],
+        &["run", "check", "plan", "eval", "generate", "merge", "report", "env", "recipe", "bench", "--version", "130"],
+    ),
     (&["run"], &["RECIPE", "--set", "--out", "--resume", "--threads", "--seed"]),
     (&["check"], &["RECIPE", "--set"]),
     (&["bench"], &["MODEL", "--dtype", "--json", "--threads"]),
@@ -13,6 +16,7 @@ const COMMANDS: [(&[&str], &[&str]); 13] = [
         &["eval"],
         &[
             "MODEL",
+            "--base",
             "--task",
             "--data",
             "--n",
@@ -33,6 +37,7 @@ const COMMANDS: [(&[&str], &[&str]); 13] = [
         &["generate"],
         &[
             "MODEL",
+            "--base",
             "--prompt",
             "--messages",
             "--n",
@@ -48,6 +53,7 @@ const COMMANDS: [(&[&str], &[&str]); 13] = [
             "--threads",
         ],
     ),
+    (&["merge"], &["ADAPTER", "--out", "--base", "--dtype", "--threads"]),
     (&["report"], &["RUN_DIR"]),
     (&["env"], &["list", "sample", "validate"]),
     (&["env", "list"], &["--json"]),
