@@ -3,7 +3,7 @@
 use super::Place;
 
 /// Every command with the options that its help must name.
-const COMMANDS: [(&[&str], &[&str]); 13] = [
+const COMMANDS: [(&[&str], &[&str]); 14] = [
     (
         &[],
         &["run", "check", "plan", "eval", "generate", "merge", "report", "env", "recipe", "bench", "--version", "130"],
