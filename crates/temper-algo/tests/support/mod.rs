@@ -6,7 +6,7 @@ use std::ops::Range;
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
     Advantage, Correction, Curve, Direction, Divergence, DownSampleRule, EntropyBonus, GpgCount, GroupShaper,
-    KlEstimator, KlPenalty, Level, Moving, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows, Same, Schedule,
+    KlEstimator, KlPenalty, Knob, Level, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows, Same, Schedule,
     Surrogate, TokenObjective, TopEntropy, Weighting, Whiten,
 };
 
@@ -101,15 +101,15 @@ pub fn every_reward_shaping() -> Vec<RewardShaping> {
     list
 }
 
-pub fn every_moving_knob() -> Vec<Moving> {
+pub fn every_knob() -> Vec<Knob> {
     let list = vec![
-        Moving::Schedule { from: 0.1, to: 0.01, curve: Curve::Exponential, begin: 0.1, end: 0.9 },
-        Moving::AdaptiveKl { init: 0.1, target: 6.0, rate: 0.1 },
-        Moving::TargetEntropy { init: 0.0, target: 0.2, delta: 0.005, min: 0.0, max: 0.05, only_below: true },
+        Knob::Schedule { from: 0.1, to: 0.01, curve: Curve::Exponential, begin: 0.1, end: 0.9 },
+        Knob::AdaptiveKl { init: 0.1, target: 6.0, rate: 0.1 },
+        Knob::TargetEntropy { init: 0.0, target: 0.2, delta: 0.005, min: 0.0, max: 0.05, only_below: true },
     ];
     for item in &list {
         match item {
-            Moving::Schedule { .. } | Moving::AdaptiveKl { .. } | Moving::TargetEntropy { .. } => {}
+            Knob::Schedule { .. } | Knob::AdaptiveKl { .. } | Knob::TargetEntropy { .. } => {}
         }
     }
     list
