@@ -6,6 +6,7 @@ use temper_env::Verdict;
 use temper_model::{Batch, Model};
 use temper_tensor::HeadSpec;
 
+use crate::adapter::Reference;
 use crate::context::Context;
 use crate::critic::Critic;
 use crate::error::{Error, Result};
@@ -29,10 +30,16 @@ pub struct Readings {
 }
 
 /// Reads the log-probabilities under the reference, at the sampling temperature, of all groups that are trained on.
-pub(super) fn reference(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &mut [Group]) -> Result<()> {
+pub(super) fn reference(
+    ctx: &Context,
+    reference: &Reference,
+    policy: &Model,
+    stage: &OnlineStage,
+    groups: &mut [Group],
+) -> Result<()> {
     let spec = HeadSpec { temperature: stage.sampling.temperature, ..HeadSpec::default() };
     let read = |batch: &Batch| {
-        let terms = model.terms(ctx.ops(), batch, &spec)?;
+        let terms = reference.terms(ctx.ops(), policy, batch, &spec)?;
         Ok(terms.logp.into_iter().map(f64::from).collect())
     };
     each(stage, groups, &read, |readings, logp| readings.logp_ref = logp)

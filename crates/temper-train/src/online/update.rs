@@ -6,6 +6,7 @@ use temper_tensor::HeadSpec;
 
 use super::pass::{Micro, Pass};
 use super::value::ValueUpdate;
+use crate::adapter;
 use crate::context::Context;
 use crate::critic::Critic;
 use crate::error::{Error, Result};
@@ -32,17 +33,18 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// One optimiser step of the policy; `factor` is the learning rate's.
+    /// One optimiser step of the policy, number `at` of `total`.
     fn policy_step(
         &mut self,
         ctx: &Context,
         learner: &mut Learner,
         stage: &OnlineStage,
         groups: &[&Group],
-        factor: f64,
+        (at, total): (u64, u64),
         round: usize,
     ) -> Result<()> {
-        let loss = optimiser_step(ctx, learner, stage, groups, self)?;
+        let factor = stage.schedule.value(at, total);
+        let loss = optimiser_step(ctx, learner, stage, groups, at, self)?;
         let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
         for (what, value) in [("loss", loss), ("grad_norm", norm)] {
             finite(what, value, stage, round, groups)?;
@@ -110,7 +112,7 @@ pub(super) fn run(
             finite("value/grad_norm", norm, stage, progress.step, step)?;
         }
         if policy_trains {
-            done.policy_step(ctx, learner, stage, step, stage.schedule.value(at, total), progress.step)?;
+            done.policy_step(ctx, learner, stage, step, (at, total), progress.step)?;
         }
     }
     Ok(done)
@@ -122,6 +124,7 @@ fn optimiser_step(
     learner: &mut Learner,
     stage: &OnlineStage,
     groups: &[&Group],
+    update: u64,
     done: &mut Update,
 ) -> Result<f64> {
     let masks: Vec<Vec<f32>> = groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.scored()])).collect();
@@ -133,9 +136,16 @@ fn optimiser_step(
     let weights: Vec<Vec<f64>> =
         groups.iter().map(|g| weights.by_ref().take(g.rollouts.len()).flatten().collect()).collect();
 
+    let seed = ctx.stage_seed(&stage.id);
     let micros = micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens)
         .into_iter()
-        .map(|part| Micro::new(&groups[part.clone()], &weights[part.clone()]))
+        .map(|part| {
+            let mut micro = Micro::new(&groups[part.clone()], &weights[part.clone()])?;
+            if let Some(rule) = adapter::dropout(stage.adapter.as_ref(), seed, update, &micro.batch, part) {
+                micro.hooks.drop_out(rule);
+            }
+            Ok(micro)
+        })
         .collect::<Result<Vec<Micro>>>()?;
     done.tokens += micros.iter().map(|m| m.batch.ids.len() as u64).sum::<u64>();
     let spec = HeadSpec { temperature: stage.sampling.temperature, entropy: true, ..HeadSpec::default() };
