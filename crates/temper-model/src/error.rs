@@ -57,6 +57,14 @@ pub enum Error {
         /// What can be done.
         way_out: String,
     },
+    /// Something is wrong with an adapter or its settings.
+    #[error("adapter: {what}; {way_out}")]
+    Adapter {
+        /// The value and what is wrong with it.
+        what: String,
+        /// What can be done.
+        way_out: String,
+    },
     /// Another kind of model.
     #[error("model architecture `{found}` is not supported; supported: {supported}")]
     Architecture {
@@ -182,6 +190,10 @@ impl Error {
 
     pub(crate) fn unsupported(what: impl Into<String>, way_out: impl Into<String>) -> Self {
         Self::Unsupported { what: what.into(), way_out: way_out.into() }
+    }
+
+    pub(crate) fn adapter(what: impl Into<String>, way_out: impl Into<String>) -> Self {
+        Self::Adapter { what: what.into(), way_out: way_out.into() }
     }
 
     /// The same error with the file that it is about.

@@ -5,8 +5,12 @@
 //! and over key/value caches in generation, with bitwise equal results. [`Engine`] samples [`Completion`]s with
 //! continuous batching; [`Session`] is a sequence that can be continued, forked and scored.
 //!
+//! [`Model::attach`] puts a [`Lora`] beside frozen weights, [`Model::load_adapter`] reads one in PEFT's format, and
+//! [`Model::merge_adapter`] adds it to the weights.
+//!
 //! This crate knows token ids only: text, losses, optimisers and recipes belong to others.
 
+mod adapter;
 mod batch;
 mod config;
 mod error;
@@ -17,6 +21,7 @@ mod model;
 mod score;
 mod weights;
 
+pub use adapter::{Lora, adapter_base, is_adapter, linear_layers, matches_target};
 pub use batch::{Batch, Reply, ScoredSequence};
 pub use config::{Architecture, Config, RopeScaling};
 pub use error::{Error, Result};

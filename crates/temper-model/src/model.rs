@@ -1,5 +1,6 @@
 //! The transformer: one forward pass for training, scoring and generation.
 
+use crate::adapter::{Adapter, Attached};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::weights::{EMBED, HEAD, NORM, bias_name, block_name};
@@ -19,6 +20,7 @@ pub struct Model {
     head: ParamId,
     rope: Arc<RopeTable>,
     shape: AttnShape,
+    pub(crate) adapter: Option<Adapter>,
 }
 
 /// The parameters of one block.
@@ -35,19 +37,55 @@ struct Block {
     down: Projection,
 }
 
-/// A matrix and, in some models, its bias.
+/// A matrix, in some models its bias, and what is trained beside them.
 #[derive(Debug, Clone, Copy)]
-struct Projection {
-    w: ParamId,
+pub(crate) struct Projection {
+    pub(crate) w: ParamId,
     b: Option<ParamId>,
+    pub(crate) adapter: Option<Attached>,
 }
 
 impl Projection {
-    /// `x w^T + b`.
+    /// `x w^T + b`, and the adapter's part.
     fn apply(self, tape: &Tape, x: &Var) -> temper_tensor::Result<Var> {
-        let y = tape.linear(x, self.w)?;
-        self.b.map_or(Ok(y.clone()), |b| tape.bias(&y, b))
+        let mut y = tape.linear(x, self.w)?;
+        if let Some(b) = self.b {
+            y = tape.bias(&y, b)?;
+        }
+        match self.adapter {
+            Some(adapter) => adapter.apply(tape, x, y),
+            None => Ok(y),
+        }
     }
+}
+
+impl Block {
+    fn projections(&mut self) -> [(&'static str, &mut Projection); 7] {
+        [
+            ("self_attn.q_proj", &mut self.q),
+            ("self_attn.k_proj", &mut self.k),
+            ("self_attn.v_proj", &mut self.v),
+            ("self_attn.o_proj", &mut self.o),
+            ("mlp.gate_proj", &mut self.gate),
+            ("mlp.up_proj", &mut self.up),
+            ("mlp.down_proj", &mut self.down),
+        ]
+    }
+
+    /// The same block with its adapter off.
+    fn base(mut self) -> Self {
+        self.projections().into_iter().for_each(|(_, p)| p.adapter = None);
+        self
+    }
+}
+
+/// Which weights a forward pass uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weights {
+    /// All of them.
+    Whole,
+    /// Those of the base model, without its adapter.
+    Base,
 }
 
 /// What the rows of a forward pass attend to.
@@ -74,7 +112,7 @@ impl Model {
             let part = |part: &str| id(&block_name(layer, part));
             let projection = |name: &str, biased: bool| {
                 let b = biased.then(|| id(&bias_name(layer, name))).transpose()?;
-                Ok::<_, Error>(Projection { w: part(name)?, b })
+                Ok::<_, Error>(Projection { w: part(name)?, b, adapter: None })
             };
             let attn = |name: &str| projection(name, config.attention_bias);
             let mlp = |name: &str| projection(name, config.mlp_bias);
@@ -97,7 +135,7 @@ impl Model {
         let factor = config.rope_scaling.attention_factor();
         let rope = Arc::new(RopeTable::new(frequencies, factor, config.max_position_embeddings));
         let shape = config.attn_shape();
-        Ok(Self { config, params, embed, blocks, norm, head, rope, shape })
+        Ok(Self { config, params, embed, blocks, norm, head, rope, shape, adapter: None })
     }
 
     /// The embedding's weight `[V, C]`.
@@ -110,14 +148,16 @@ impl Model {
         self.head
     }
 
+    /// A linear layer by block and name in the block.
+    pub(crate) fn projection_mut(&mut self, layer: usize, part: &str) -> Option<&mut Projection> {
+        self.blocks.get_mut(layer)?.projections().into_iter().find(|(name, _)| *name == part).map(|(_, p)| p)
+    }
+
     /// A copy of the weights that no training changes: the frozen reference of this model as it is now.
     #[must_use]
     pub fn frozen_copy(&self) -> Self {
         let mut copy = self.clone();
-        let ids: Vec<ParamId> = copy.params.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            copy.params.get_mut(id).trainable = false;
-        }
+        copy.params.set_trainable(false);
         copy
     }
 
@@ -140,31 +180,50 @@ impl Model {
     /// With `recompute`, each block keeps only its input, and backward runs it again (gradient checkpointing). Points:
     /// `embed`, `layers.I.attn` and `layers.I.mlp` (what the two halves add to the residual stream), `layers.I`.
     pub fn hidden<'a>(&'a self, tape: &Tape<'a>, ids: &[u32], attend: Attend<'_, '_>, recompute: bool) -> Result<Var> {
+        self.hidden_of(Weights::Whole, tape, ids, attend, recompute)
+    }
+
+    pub(crate) fn hidden_of<'a>(
+        &'a self,
+        weights: Weights,
+        tape: &Tape<'a>,
+        ids: &[u32],
+        attend: Attend<'_, '_>,
+        recompute: bool,
+    ) -> Result<Var> {
         self.check_ids(ids)?;
         let x = tape.embedding(self.embed, ids)?;
         let x = tape.point("embed", &x)?;
         let x = match attend {
-            Attend::Segments(segments) => self.over_segments(tape, x, segments, recompute)?,
-            Attend::Cache(slots) => self.over_cache(tape, x, slots)?,
+            Attend::Segments(segments) => self.over_segments(weights, tape, x, segments, recompute)?,
+            Attend::Cache(slots) => self.over_cache(weights, tape, x, slots)?,
         };
         Ok(tape.rms_norm(&x, self.norm, self.config.rms_norm_eps as f32)?)
     }
 
-    fn over_segments<'a>(&'a self, tape: &Tape<'a>, mut x: Var, s: &Arc<Segments>, recompute: bool) -> Result<Var> {
+    fn over_segments<'a>(
+        &'a self,
+        weights: Weights,
+        tape: &Tape<'a>,
+        mut x: Var,
+        s: &Arc<Segments>,
+        recompute: bool,
+    ) -> Result<Var> {
         let longest = (0..s.len()).map(|i| s.first_position(i) + s.list()[i].len).max().unwrap_or(0);
         self.check_length("a sequence of the batch", longest)?;
         let positions = s.positions();
         for layer in 0..self.blocks.len() {
             let (positions, s) = (Arc::clone(&positions), Arc::clone(s));
             let block = move |tape: &Tape<'a>, x: &[Var]| {
-                self.block(tape, layer, &x[0], &positions, |q, k, v| tape.attention(q, k, v, &s, self.shape))
+                let attend = |q: &Var, k: &Var, v: &Var| tape.attention(q, k, v, &s, self.shape);
+                self.block(weights, tape, layer, &x[0], &positions, attend)
             };
             x = if recompute { tape.checkpoint(&[&x], block)? } else { block(tape, &[x])? };
         }
         Ok(x)
     }
 
-    fn over_cache<'a>(&'a self, tape: &Tape<'a>, mut x: Var, slots: &mut [CacheSlot]) -> Result<Var> {
+    fn over_cache<'a>(&'a self, weights: Weights, tape: &Tape<'a>, mut x: Var, slots: &mut [CacheSlot]) -> Result<Var> {
         for slot in &*slots {
             self.check_length("a cached sequence", slot.cache.len() + slot.rows.len())?;
         }
@@ -173,7 +232,7 @@ impl Model {
             .flat_map(|slot| (slot.cache.len()..slot.cache.len() + slot.rows.len()).map(|p| p as u32))
             .collect();
         for layer in 0..self.blocks.len() {
-            x = self.block(tape, layer, &x, &positions, |q, k, v| {
+            x = self.block(weights, tape, layer, &x, &positions, |q, k, v| {
                 tape.cached_attention(q, k, v, slots, layer, self.shape)
             })?;
         }
@@ -182,13 +241,17 @@ impl Model {
 
     fn block<'a>(
         &'a self,
+        weights: Weights,
         tape: &Tape<'a>,
         layer: usize,
         x: &Var,
         positions: &Arc<[u32]>,
         attend: impl FnOnce(&Var, &Var, &Var) -> temper_tensor::Result<Var>,
     ) -> temper_tensor::Result<Var> {
-        let b = &self.blocks[layer];
+        let b = match weights {
+            Weights::Whole => &self.blocks[layer],
+            Weights::Base => &self.blocks[layer].base(),
+        };
         let attn = self.attn(tape, b, x, positions, attend)?;
         let x = tape.add(x, &tape.point(&format!("layers.{layer}.attn"), &attn)?)?;
         drop(attn);

@@ -2,7 +2,7 @@
 
 use crate::batch::{Batch, ScoredSequence};
 use crate::error::Result;
-use crate::model::{Attend, Model};
+use crate::model::{Attend, Model, Weights};
 use temper_tensor::{HeadSpec, HeadTerms, Ops, Tape};
 
 /// Log-probabilities of one sequence's scored tokens.
@@ -31,12 +31,21 @@ impl Model {
 
     /// What the head says of a batch's scored tokens; no gradient.
     pub fn terms(&self, ops: &dyn Ops, batch: &Batch, spec: &HeadSpec) -> Result<HeadTerms> {
+        self.terms_of(Weights::Whole, ops, batch, spec)
+    }
+
+    /// The same with the adapter off: what the base model says, without a second copy of it.
+    pub fn base_terms(&self, ops: &dyn Ops, batch: &Batch, spec: &HeadSpec) -> Result<HeadTerms> {
+        self.terms_of(Weights::Base, ops, batch, spec)
+    }
+
+    fn terms_of(&self, weights: Weights, ops: &dyn Ops, batch: &Batch, spec: &HeadSpec) -> Result<HeadTerms> {
         if batch.scored() == 0 {
             let none = spec.entropy.then(Vec::new);
             return Ok(HeadTerms { entropy: none, argmax: spec.argmax.then(Vec::new), ..HeadTerms::default() });
         }
         let tape = Tape::new(ops, &self.params, false);
-        let hidden = self.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
+        let hidden = self.hidden_of(weights, &tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
         let scored = tape.gather_rows(&hidden, &batch.src)?;
         drop(hidden);
         Ok(ops.head_terms(scored.tensor(), self.params.matrix("head", self.head())?, &batch.tgt, spec)?)

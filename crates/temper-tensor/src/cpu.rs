@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::gemm;
 use crate::head::{self, HeadCoef, HeadSpec, HeadTerms};
 use crate::isa;
+use crate::kernels::dropout::{self, Dropout};
 use crate::kernels::{adamw, elementwise, embed, glu, norm, rope};
 use crate::kv::CacheSlot;
 use crate::ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};
@@ -107,6 +108,13 @@ impl Ops for Cpu {
         let mut y = fresh(x.rows, w.n());
         gemm::linear(x.host(), x.rows, panels(w), y.host_mut(), false);
         Ok(y)
+    }
+
+    fn linear_onto(&self, mut base: Tensor, x: &Tensor, w: &Weight) -> Result<Tensor> {
+        same_shape("linear_onto", "x", x, (x.rows, w.k()))?;
+        same_shape("linear_onto", "base", &base, (x.rows, w.n()))?;
+        gemm::linear(x.host(), x.rows, panels(w), base.host_mut(), true);
+        Ok(base)
     }
 
     fn linear_dx(&self, dy: &Tensor, w: &Weight, acc: Option<Tensor>) -> Result<Tensor> {
@@ -220,6 +228,13 @@ impl Ops for Cpu {
         };
         backward(dy.host(), gate.host(), up.host(), d_gate.host_mut(), d_up.host_mut());
         Ok((d_gate, d_up))
+    }
+
+    fn dropout(&self, x: &Tensor, rule: &Dropout, stream: u64) -> Result<Tensor> {
+        count("dropout", "row keys", rule.rows.len(), x.rows)?;
+        let mut y = fresh(x.rows, x.cols);
+        dropout::dropout(x.host(), x.cols, rule, stream, y.host_mut());
+        Ok(y)
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {

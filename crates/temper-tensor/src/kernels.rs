@@ -2,6 +2,7 @@
 //! per instruction-set level. No result depends on how the work was shared out.
 
 pub mod adamw;
+pub(crate) mod dropout;
 pub mod elementwise;
 pub mod embed;
 pub mod glu;

@@ -65,6 +65,7 @@ pub use cpu::Cpu;
 pub use error::{Error, Result};
 pub use head::{HeadCoef, HeadSpec, HeadTerms, RowTerms, row_terms};
 pub use isa::{Dot, Isa, dot, isa};
+pub use kernels::dropout::Dropout;
 pub use kv::{CacheSlot, KvCache, KvPage, PAGE};
 pub use ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};
 pub use optim::{AdamState, AdamStep, AdamW, adamw_step, clip_scale, grad_norm};

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use crate::buf::Buf;
 use crate::error::{Error, Result};
 use crate::head::{HeadCoef, HeadSpec, HeadTerms};
+use crate::kernels::dropout::Dropout;
 use crate::kv::CacheSlot;
 use crate::optim::AdamStep;
 use crate::params::{Grad, ParamValue, Weight};
@@ -259,6 +260,8 @@ pub trait Ops: Send + Sync {
     fn embedding_dw(&self, dy: &Tensor, ids: &[u32], rows: &[Range<usize>], dw: &mut Grad) -> Result<()>;
     /// `x w^T`, `[N, n]`.
     fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor>;
+    /// `base + x w^T`, `[N, n]`: the product's chains go on from the base's values.
+    fn linear_onto(&self, base: Tensor, x: &Tensor, w: &Weight) -> Result<Tensor>;
     /// `dy w`, `[N, k]`, added to `acc` where one is given.
     fn linear_dx(&self, dy: &Tensor, w: &Weight, acc: Option<Tensor>) -> Result<Tensor>;
     /// `dw += dy^T x` over the rows `rows`.
@@ -298,6 +301,10 @@ pub trait Ops: Send + Sync {
     fn glu(&self, kind: Gate, gate: &Tensor, up: &Tensor) -> Result<Tensor>;
     /// Gradients of [`Ops::glu`] with respect to gate and up.
     fn glu_backward(&self, kind: Gate, dy: &Tensor, gate: &Tensor, up: &Tensor) -> Result<(Tensor, Tensor)>;
+
+    /// `x` with values left out and the others scaled up; linear in `x`, so that it is its own gradient. `stream` tells
+    /// the places of a model apart.
+    fn dropout(&self, x: &Tensor, rule: &Dropout, stream: u64) -> Result<Tensor>;
 
     // Rows.
 

@@ -122,6 +122,16 @@ impl Params {
         self.add(name, ParamValue::Vector(value))
     }
 
+    /// Removes every parameter after the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        self.list.truncate(len);
+    }
+
+    /// Makes every parameter trainable, or none.
+    pub fn set_trainable(&mut self, trainable: bool) {
+        self.list.iter_mut().for_each(|p| p.trainable = trainable);
+    }
+
     /// Number of parameters (not of values).
     pub fn len(&self) -> usize {
         self.list.len()

@@ -103,6 +103,29 @@ impl<'a> Tape<'a> {
         Ok(self.keep_param(value, w, x.origin(), &[x], op))
     }
 
+    /// `base + x w^T`, `[N, n]`; the base's memory is taken over where nothing else holds it.
+    pub fn linear_onto(&self, base: Var, x: &Var, w: ParamId) -> Result<Var> {
+        self.own("linear_onto", &[&base, x])?;
+        let trainable = self.params.get(w).trainable;
+        let inputs = vec![base.node(), x.node()];
+        let needed = self.record && (trainable || inputs.iter().any(Option::is_some));
+        let op = || Op::LinearOnto { w, x: trainable.then(|| x.saved()), origin: x.origin() };
+        let base = base.into_tensor(self.ops)?;
+        let value = self.ops.linear_onto(base, x.tensor(), self.params.matrix("linear_onto", w)?)?;
+        let node = needed.then(|| self.push(Node { op: op(), inputs }));
+        Ok(Var::new(Rc::new(value), node, &self.mark.borrow(), x.origin()))
+    }
+
+    /// `x` with values left out by the hooks' rule ([`Hooks::drop_out`]); without one it is returned as it is. `stream`
+    /// names the place, so that every place has masks of its own.
+    pub fn dropout(&self, x: &Var, stream: u64) -> Result<Var> {
+        self.own("dropout", &[x])?;
+        let Some(rule) = self.hooks.and_then(Hooks::dropout) else { return Ok(x.clone()) };
+        let value = self.ops.dropout(x.tensor(), rule, stream)?;
+        let var = self.keep(value, x.origin(), &[x], || Op::Dropout { rule: rule.clone(), stream });
+        Ok(var.with_recipe(self.record, || Recipe::Dropout { x: x.saved(), rule: rule.clone(), stream }))
+    }
+
     /// `x + b` for a vector parameter `b: [1, C]`.
     pub fn bias(&self, x: &Var, b: ParamId) -> Result<Var> {
         self.own("bias", &[x])?;

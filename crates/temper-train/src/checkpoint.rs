@@ -91,13 +91,11 @@ impl Found {
         let Learner { model, adam, .. } = learner;
         let params = SafetensorsFile::open(self.path.join(PARAMS))?;
         let moments = SafetensorsFile::open(self.path.join(OPTIMIZER))?;
-        let ids: Vec<(ParamId, String)> = model.params.iter().map(|(id, p)| (id, p.name.clone())).collect();
+        let ids: Vec<(ParamId, String)> = trained(&model.params).map(|(id, p)| (id, p.name.clone())).collect();
         for (id, name) in ids {
             model.params.set_values(ops, id, &params.read_f32(&name)?)?;
-            if model.params.get(id).trainable {
-                let (m, v) = (moments.read_f32(&format!("m.{name}"))?, moments.read_f32(&format!("v.{name}"))?);
-                adam.set_moments(ops, &model.params, id, &m, &v)?;
-            }
+            let (m, v) = (moments.read_f32(&format!("m.{name}"))?, moments.read_f32(&format!("v.{name}"))?);
+            adam.set_moments(ops, &model.params, id, &m, &v)?;
         }
         adam.set_step(self.optimizer_steps);
         Ok(true)
@@ -117,10 +115,15 @@ fn finite(param: &Param, values: &[f32]) -> Result<()> {
     ))
 }
 
-/// Streams the parameters, one at a time.
+/// What a checkpoint holds: frozen parameters are those that the stage started from.
+fn trained(params: &Params) -> impl Iterator<Item = (ParamId, &Param)> {
+    params.iter().filter(|(_, p)| p.trainable)
+}
+
+/// Streams the trained parameters, one at a time.
 fn write_params(path: &Path, ops: &dyn Ops, params: &Params) -> Result<()> {
-    let mut file = Stream::create(path, params.iter().map(|(_, p)| (p.name.clone(), p.shape())).collect())?;
-    for (id, p) in params.iter() {
+    let mut file = Stream::create(path, trained(params).map(|(_, p)| (p.name.clone(), p.shape())).collect())?;
+    for (id, p) in trained(params) {
         let values = params.values(ops, id)?;
         finite(p, &values)?;
         file.push(&p.name, &values)?;
@@ -130,10 +133,9 @@ fn write_params(path: &Path, ops: &dyn Ops, params: &Params) -> Result<()> {
 
 /// Streams both moments of every trainable parameter, one at a time.
 fn write_moments(path: &Path, ops: &dyn Ops, params: &Params, adam: &AdamState) -> Result<()> {
-    let trained = || params.iter().filter(|(_, p)| p.trainable);
     let named = |p: &Param, which: &str| (format!("{which}.{}", p.name), p.shape());
-    let mut file = Stream::create(path, trained().flat_map(|(_, p)| [named(p, "m"), named(p, "v")]).collect())?;
-    for (id, p) in trained() {
+    let mut file = Stream::create(path, trained(params).flat_map(|(_, p)| [named(p, "m"), named(p, "v")]).collect())?;
+    for (id, p) in trained(params) {
         if let Some((m, v)) = adam.moments(ops, id)? {
             file.push(&named(p, "m").0, &m)?;
             file.push(&named(p, "v").0, &v)?;

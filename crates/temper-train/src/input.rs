@@ -129,6 +129,11 @@ fn places(sequences: &[ScoredSequence]) -> Vec<Place> {
     sequences.iter().map(&mut place).collect()
 }
 
+/// The sequences that have rows in the batch.
+pub(crate) fn with_rows(sequences: &[ScoredSequence]) -> impl Iterator<Item = usize> {
+    places(sequences).into_iter().enumerate().filter(|(_, place)| place.rows > 0).map(|(i, _)| i)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,5 +149,6 @@ mod tests {
         let found: Vec<&[u32]> = places(&sequences).iter().map(|p| &batch.ids[p.start..p.start + p.rows]).collect();
         assert_eq!(found, [&[1, 2][..], &[], &[7, 8]]);
         assert_eq!(batch.ids.len(), 4);
+        assert_eq!(with_rows(&sequences).collect::<Vec<_>>(), [0, 2]);
     }
 }

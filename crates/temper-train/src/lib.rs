@@ -4,6 +4,7 @@
 //! [`online`], are meant to be read top to bottom. This crate knows no terminal: a run tells a [`watch::Watch`] what
 //! happens, and a [`watch::Stop`] asks it to end after the current round.
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod context;
 mod digest;
@@ -15,6 +16,7 @@ mod input;
 pub mod learner;
 pub mod ledger;
 pub mod metrics;
+pub mod models;
 pub mod offline;
 pub mod online;
 pub mod plan;

@@ -12,6 +12,7 @@ use temper_data::Encoded;
 use temper_model::{Batch, Model, ScoredSequence};
 use temper_tensor::{HeadCoef, HeadSpec, HeadTerms};
 
+use crate::adapter::{self, Reference};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, Result};
 use crate::examples::{self, Order, Rows};
@@ -63,7 +64,7 @@ pub fn extra_passes(stage: &OfflineStage) -> Vec<&'static str> {
 pub fn run(
     ctx: &mut Context,
     learner: &mut Learner,
-    reference: Option<&Model>,
+    reference: Option<&Reference>,
     rows: &Rows,
     stage: &OfflineStage,
     progress: &mut Progress,
@@ -159,7 +160,7 @@ const ORDER: u64 = 1;
 /// One optimiser step: weights for the whole step first, then micro-batch by micro-batch.
 struct Step<'a, 'c> {
     ctx: &'a Context<'c>,
-    reference: Option<&'a Model>,
+    reference: Option<&'a Reference>,
     stage: &'a OfflineStage,
     loss: &'a SupervisedObjective,
     input: &'a input::Change,
@@ -215,13 +216,19 @@ impl Micro {
         let scored = |s: &ScoredSequence| s.scored.iter().skip(1).filter(|w| **w != 0.0).count();
         let lengths: Vec<usize> = sequences.iter().map(scored).collect();
         let logp_ref = match step.reference {
-            Some(model) => {
-                let terms = model.terms(step.ctx.ops(), &batch, &HeadSpec::default())?;
+            Some(reference) => {
+                let terms = reference.terms(step.ctx.ops(), &learner.model, &batch, &HeadSpec::default())?;
                 Some(wide(&terms.logp))
             }
             None => None,
         };
-        let hooks = step.input.apply(step.ctx.ops(), &learner.model, &mut batch, &sequences, step.index, part.start)?;
+        let mut hooks =
+            step.input.apply(step.ctx.ops(), &learner.model, &mut batch, &sequences, step.index, part.start)?;
+        let seed = step.ctx.stage_seed(&step.stage.id);
+        let items = input::with_rows(&sequences).map(|i| part.start + i);
+        if let Some(rule) = adapter::dropout(step.stage.adapter.as_ref(), seed, step.index as u64, &batch, items) {
+            hooks.drop_out(rule);
+        }
         let of_rows = part.zip(&lengths).flat_map(|(i, n)| std::iter::repeat_n(multipliers.map_or(1.0, |m| m[i]), *n));
         let weight = share.iter().zip(of_rows).map(|(w, m)| w * m).collect();
         Ok(Self { batch, hooks, share, weight, sequences: lengths, logp_ref })

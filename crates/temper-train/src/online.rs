@@ -9,8 +9,8 @@ mod update;
 use std::time::Instant;
 
 use temper_env::Scorer;
-use temper_model::Model;
 
+use crate::adapter::Reference;
 use crate::context::{Context, Outcome};
 use crate::error::Result;
 use crate::learner::Learner;
@@ -24,7 +24,7 @@ use crate::watch::Event;
 pub fn run(
     ctx: &mut Context,
     learner: &mut Learner,
-    reference: Option<&Model>,
+    reference: Option<&Reference>,
     stage: &OnlineStage,
     progress: &mut Progress,
 ) -> Result<Outcome> {

@@ -6,10 +6,13 @@ use serde::Serialize;
 use temper_algo::Coupling;
 use temper_algo::group_reuse::{InjectFrom, InjectWhen};
 use temper_data::{Encoded, Tokenizer};
-use temper_model::Config;
+use temper_model::{Config, Lora};
 
 use crate::error::Result;
-use crate::recipe::{DataSource, EvalSource, EvalTask, OfflineStage, OnlineStage, Recipe, Shape, Stage};
+use crate::models::{self, Source};
+use crate::recipe::{
+    Adapter, DataSource, EvalSource, EvalTask, ModelSpec, OfflineStage, OnlineStage, Recipe, Shape, Stage,
+};
 use crate::{examples, hub, offline};
 
 /// What one stage will do.
@@ -38,14 +41,14 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
             Stage::Tokenizer(s) => simple(&s.id, "tokenizer", vec![("vocabulary", s.vocab_size.to_string())]),
             Stage::Init(s) => {
                 if let Some(path) = &s.tokenizer {
-                    known.tokenizer = Some(crate::run::load_tokenizer(&hub::local(path)?)?);
+                    known.tokenizer = Some(models::load_tokenizer(&hub::local(path)?)?);
                 }
                 known.config = Some(s.shape.plain(known.vocabulary(recipe)));
                 let count = known.config.as_ref().map_or(0, Config::parameter_count);
                 simple(&s.id, "init", vec![("parameters", grouped(count))])
             }
             Stage::Offline(s) => offline(recipe, s, &known)?,
-            Stage::Online(s) => online(s, &known),
+            Stage::Online(s) => online(recipe, s, &known),
             Stage::Evaluate(s) => {
                 simple(&s.id, "evaluate", vec![("tasks", (s.tasks.len() + recipe.eval_tasks().count()).to_string())])
             }
@@ -58,7 +61,8 @@ pub fn plan(recipe: &Recipe) -> Result<Vec<StagePlan>> {
 pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
     let mut found = vec![];
     for (role, spec) in [("policy", &recipe.model.policy), ("reference", &recipe.model.reference)] {
-        found.extend(spec.iter().filter_map(|s| s.path.clone()).map(|p| (format!("model.{role}"), p)));
+        let paths = spec.iter().flat_map(|s| [s.path.clone(), base(s)]).flatten();
+        found.extend(paths.map(|p| (format!("model.{role}"), p)));
     }
     for stage in &recipe.stage {
         let at = format!("stage `{}`", stage.id());
@@ -75,6 +79,12 @@ pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
         found.extend(eval_paths(task).into_iter().map(|p| (format!("task `{}`", task.id), p)));
     }
     found
+}
+
+/// The base of a role's adapter, as given or as the adapter names it.
+fn base(spec: &ModelSpec) -> Option<String> {
+    let named = || models::base_name(Path::new(spec.path.as_ref()?)).ok();
+    spec.base.clone().or_else(named)
 }
 
 fn data_paths(source: &DataSource) -> Vec<String> {
@@ -103,11 +113,10 @@ struct Known {
 
 impl Known {
     fn of(recipe: &Recipe) -> Result<Self> {
-        let Some(path) = recipe.model.policy.as_ref().and_then(|p| p.path.as_ref()) else {
-            return Ok(Self { config: None, tokenizer: None });
-        };
-        let path = hub::local(path)?;
-        Ok(Self { config: Some(crate::run::load_config(&path)?), tokenizer: Some(crate::run::load_tokenizer(&path)?) })
+        match recipe.model.policy.as_ref().map(Source::of).transpose()?.flatten() {
+            None => Ok(Self { config: None, tokenizer: None }),
+            Some(source) => Ok(Self { config: Some(source.config()?), tokenizer: Some(source.tokenizer()?) }),
+        }
     }
 
     fn vocabulary(&self, recipe: &Recipe) -> usize {
@@ -182,19 +191,30 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         let needs: Vec<&str> = std::iter::once("logp").chain(loss.needs().names()).collect();
         figures.push(("the objective", format!("{}; it reads {}", names.join(" + "), needs.join(", "))));
     }
+    let lora = s.adapter.as_ref().map(Adapter::lora);
+    let references = u64::from(reference && own_reference(recipe, lora.is_some()));
+    figures.extend(trained(lora.as_ref(), known));
     figures.extend(offline::extra_passes(s).into_iter().map(|pass| ("extra pass", pass.to_string())));
     Ok(StagePlan {
         example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
         notes: examples::notes(s, &rows),
-        memory: known
-            .config
-            .as_ref()
-            .map(|c| memory(c, s.micro_tokens.max(longest), s.recompute, 0, 1 + usize::from(reference))),
+        memory: known.config.as_ref().map(|c| {
+            memory(
+                c,
+                &Training {
+                    micro_tokens: s.micro_tokens.max(longest),
+                    recompute: s.recompute,
+                    cached_tokens: 0,
+                    references,
+                    lora,
+                },
+            )
+        }),
         ..simple(&s.id, "offline", figures)
     })
 }
 
-fn online(s: &OnlineStage, known: &Known) -> StagePlan {
+fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> StagePlan {
     let completions = s.prompts_per_step * s.samples_per_prompt;
     let updates = s.steps * s.inner_epochs * s.minibatches;
     let greedy = if s.needs_greedy() { s.prompts_per_step } else { 0 };
@@ -266,24 +286,64 @@ fn online(s: &OnlineStage, known: &Known) -> StagePlan {
         figures
             .push(("one more pass", format!("the policy forward, since the objective couples the tokens of {wider}")));
     }
+    let lora = s.adapter.as_ref().map(Adapter::lora);
+    let references = u64::from(reference && own_reference(recipe, lora.is_some()));
+    figures.extend(trained(lora.as_ref(), known));
     // A group is never split, so the largest micro-batch holds at least one.
     let group = s.max_prompt_tokens + s.samples_per_prompt * turns * s.sampling.max_tokens;
     // Episodes keep their caches between their turns.
     let at_once = if turns > 1 { completions } else { s.max_batch.min(completions) };
     let cached = at_once * (s.max_prompt_tokens + turns * s.sampling.max_tokens);
     StagePlan {
-        memory: known
-            .config
-            .as_ref()
-            .map(|c| memory(c, s.micro_tokens.max(group), s.recompute, cached, 1 + usize::from(reference))),
+        memory: known.config.as_ref().map(|c| {
+            memory(
+                c,
+                &Training {
+                    micro_tokens: s.micro_tokens.max(group),
+                    recompute: s.recompute,
+                    cached_tokens: cached,
+                    references,
+                    lora,
+                },
+            )
+        }),
         ..simple(&s.id, "online", figures)
     }
 }
 
+/// How many parameters a stage with an adapter trains.
+fn trained(lora: Option<&Lora>, known: &Known) -> Option<(&'static str, String)> {
+    let (lora, config) = (lora?, known.config.as_ref()?);
+    let (own, all) = (lora.parameter_count(config), config.parameter_count());
+    let share = 100.0 * own as f64 / (own + all).max(1) as f64;
+    Some(("trained parameters", format!("{} of {} ({share:.2}%)", grouped(own), grouped(own + all))))
+}
+
+/// Whether a stage's reference is a second model: with an adapter, its start is the policy with the adapter off.
+fn own_reference(recipe: &Recipe, adapter: bool) -> bool {
+    !adapter || recipe.model.reference.as_ref().is_some_and(|r| r.path.is_some())
+}
+
+/// What a stage's training needs memory for.
+#[derive(Debug, Clone)]
+pub struct Training {
+    /// Tokens of the largest micro-batch.
+    pub micro_tokens: usize,
+    /// Whether blocks are computed again in the backward pass.
+    pub recompute: bool,
+    /// Tokens in key/value caches while sampling.
+    pub cached_tokens: usize,
+    /// Frozen models besides the policy.
+    pub references: u64,
+    /// What is trained, where it is not the whole model.
+    pub lora: Option<Lora>,
+}
+
 /// Bytes of training in f32: weights, gradients and two moments; activations of the largest micro-batch; a chunk of
 /// logits; key/value caches while sampling (after which training begins, so the larger of the two counts).
-pub fn memory(config: &Config, micro_tokens: usize, recompute: bool, cached_tokens: usize, models: usize) -> u64 {
+pub fn memory(config: &Config, training: &Training) -> u64 {
     let weights = 4 * config.parameter_count();
+    let own = training.lora.as_ref().map(|lora| 4 * lora.parameter_count(config));
     let (c, f) = (config.hidden_size, config.intermediate_size);
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
@@ -291,11 +351,12 @@ pub fn memory(config: &Config, micro_tokens: usize, recompute: bool, cached_toke
     // their product.
     let block = 4 * (4 * c + 2 * q + 2 * kv + 3 * f) as u64;
     let layers = config.num_hidden_layers as u64;
-    let kept = if recompute { layers * 4 * c as u64 + block } else { layers * block };
-    let activations = micro_tokens as u64 * (kept + 16 * c as u64);
-    let cache = cached_tokens as u64 * config.kv_bytes_per_token();
+    let kept = if training.recompute { layers * 4 * c as u64 + block } else { layers * block };
+    let activations = training.micro_tokens as u64 * (kept + 16 * c as u64);
+    let cache = training.cached_tokens as u64 * config.kv_bytes_per_token();
     let logits = 32 << 20;
-    weights * (3 + models as u64) + activations.max(cache) + logits
+    let models = weights * (1 + training.references) + own.map_or(3 * weights, |own| 4 * own);
+    models + activations.max(cache) + logits
 }
 
 /// `1234567` as `1,234,567`.

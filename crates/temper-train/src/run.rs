@@ -1,19 +1,22 @@
 //! A whole run: stage by stage, resumable at any moment.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
-use temper_data::{BpeOptions, Tokenizer, train_bpe};
+use temper_algo::split_seed;
+use temper_data::{BpeOptions, train_bpe};
 use temper_format::DType;
 use temper_format::atomic::DirWriter;
-use temper_model::{Config, Model};
+use temper_model::Model;
 use temper_tensor::Ops;
 
+use crate::adapter::{self, Reference};
 use crate::checkpoint::{self, Found};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, Result};
 use crate::learner::Learner;
-use crate::recipe::{self, InitStage, Recipe, RecipeError, SaveDtype, Stage, TokenizerStage};
+use crate::models::{Source, load_tokenizer};
+use crate::recipe::{self, InitStage, Recipe, RecipeError, Save, SaveDtype, Stage, TokenizerStage};
 use crate::rundir::{Lock, RunDir};
 use crate::state::Progress;
 use crate::watch::{Stop, Watch};
@@ -89,8 +92,13 @@ fn stages(
         ctx.boundary()?;
     }
     if let Some(last) = (0..recipe.stage.len()).rev().find(|&i| recipe.stage[i].makes_model()) {
-        let model = held.get(&mut ctx, Origin::Stage(last))?;
-        save(&ctx, model, &dir.model(), recipe.save_dtype)?;
+        match recipe.save {
+            Save::Whole => {
+                let model = held.get(&mut ctx, Origin::Stage(last))?;
+                save(&ctx, model, &dir.model(), recipe.save_dtype)?;
+            }
+            Save::Adapter => copy(&dir.stage(recipe.stage[last].id()), &dir.model())?,
+        }
     }
     dir.write_json(&dir.ledger(), &ctx.state.ledger)?;
     Ok(Outcome::Done)
@@ -174,14 +182,34 @@ impl Origin {
         parent.map_or(Self::Policy, Self::Stage)
     }
 
-    fn path(self, ctx: &Context) -> Result<PathBuf> {
+    /// What holds the model. A stage's adapter has the stage's parent as its base, wherever the run directory is now.
+    fn source(self, ctx: &Context) -> Result<Source> {
         let missing = || Error::user("there is no model to start from", "add [model.policy] or an `init` stage");
         match self {
-            Self::Stage(i) => Ok(ctx.dir.stage(ctx.recipe.stage[i].id())),
+            Self::Stage(i) => {
+                let (stage, parent) = (&ctx.recipe.stage[i], Self::of(ctx.recipe.parent(i)));
+                let path = ctx.dir.stage(stage.id());
+                match stage.adapter() {
+                    None => Ok(Source::Whole(path)),
+                    Some(_) => Ok(Source::Adapter(path, Box::new(parent.source(ctx)?))),
+                }
+            }
             Self::Policy => {
                 let policy = ctx.recipe.model.policy.as_ref();
-                hub::local(policy.and_then(|p| p.path.as_ref()).ok_or_else(missing)?)
+                policy.map(Source::of).transpose()?.flatten().ok_or_else(missing)
             }
+        }
+    }
+
+    /// What an adapter's files name as their base: a Hub name, or a path that holds from anywhere.
+    fn name(self, ctx: &Context) -> String {
+        let path = match self {
+            Self::Stage(i) => ctx.dir.stage(ctx.recipe.stage[i].id()).to_string_lossy().into_owned(),
+            Self::Policy => ctx.recipe.model.policy.as_ref().and_then(|p| p.path.clone()).unwrap_or_default(),
+        };
+        match path.strip_prefix("hf:") {
+            Some(hub) => hub.to_owned(),
+            None => std::path::absolute(&path).map_or(path, |p| p.to_string_lossy().into_owned()),
         }
     }
 }
@@ -198,7 +226,7 @@ impl Held {
         if self.of != Some(of) || self.model.is_none() {
             self.model = None;
             temper_tensor::buf::trim();
-            let (model, tokenizer) = load_model(ctx.ops(), &of.path(ctx)?)?;
+            let (model, tokenizer) = of.source(ctx)?.load(ctx.ops())?;
             ctx.set_tokenizer(tokenizer);
             self.of = Some(of);
             return Ok(self.model.insert(model));
@@ -211,48 +239,6 @@ impl Held {
     }
 }
 
-/// Loads a model and its tokenizer from a Hugging Face directory or a GGUF file.
-pub fn load_model(ops: &dyn Ops, path: &Path) -> Result<(Model, Tokenizer)> {
-    if !path.exists() {
-        return Err(Error::user(
-            format!("there is no model at `{}`", path.display()),
-            "give a Hugging Face directory, a .gguf file, or a Hub name such as hf:owner/name",
-        ));
-    }
-    let model = Model::load(ops, path)?;
-    let tokenizer = load_tokenizer(path)?;
-    if tokenizer.vocab_size() > model.config.vocab_size {
-        return Err(Error::user(
-            format!(
-                "the tokenizer of `{}` has {} tokens, the model's vocabulary {}",
-                path.display(),
-                tokenizer.vocab_size(),
-                model.config.vocab_size
-            ),
-            "the tokenizer belongs to another model: use the one that the model was trained with",
-        ));
-    }
-    Ok((model, tokenizer))
-}
-
-/// Loads the tokenizer of a Hugging Face directory or a GGUF file.
-pub fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
-    Ok(if path.is_dir() {
-        Tokenizer::from_dir(path)?
-    } else {
-        Tokenizer::from_gguf(&temper_format::Gguf::open(path)?)?
-    })
-}
-
-/// Reads the configuration of a model without its weights.
-pub fn load_config(path: &Path) -> Result<Config> {
-    if path.is_dir() {
-        let file = path.join("config.json");
-        return Ok(Config::from_json(&std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?)?);
-    }
-    Ok(Config::from_gguf(&temper_format::Gguf::open(path)?)?)
-}
-
 /// Saves a model with its tokenizer as a Hugging Face directory, whole or not at all.
 fn save(ctx: &Context, model: &Model, target: &Path, dtype: SaveDtype) -> Result<()> {
     checkpoint::all_finite(ctx.ops(), &model.params)?;
@@ -263,6 +249,28 @@ fn save(ctx: &Context, model: &Model, target: &Path, dtype: SaveDtype) -> Result
     };
     model.save_into(ctx.ops(), aside.path(), dtype)?;
     ctx.tokenizer()?.save(aside.path())?;
+    aside.commit()?;
+    Ok(())
+}
+
+/// Saves a model's adapter with its tokenizer in PEFT's format, whole or not at all.
+fn save_adapter(ctx: &Context, model: &Model, target: &Path, base: &str) -> Result<()> {
+    checkpoint::all_finite(ctx.ops(), &model.params)?;
+    let aside = DirWriter::create(target)?;
+    model.save_adapter_into(ctx.ops(), aside.path(), base)?;
+    ctx.tokenizer()?.save(aside.path())?;
+    aside.commit()?;
+    Ok(())
+}
+
+/// Copies the files of a directory, all or none.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let io = |e| Error::io(from, e);
+    let aside = DirWriter::create(to)?;
+    for entry in std::fs::read_dir(from).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        std::fs::copy(entry.path(), aside.path().join(entry.file_name())).map_err(io)?;
+    }
     aside.commit()?;
     Ok(())
 }
@@ -290,17 +298,30 @@ fn stage(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>)
 /// Trains, keeps the model in `stages/<id>/`, and measures it.
 fn train(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>) -> Result<Outcome> {
     let this = &ctx.recipe.stage[index];
-    held.get(ctx, Origin::of(ctx.recipe.parent(index)))?;
+    let parent = Origin::of(ctx.recipe.parent(index));
+    held.get(ctx, parent)?;
     let Some(start) = held.model.take() else { return Ok(Outcome::Done) };
-    let (model, outcome) = trained(ctx, this, start, found)?;
+    let (mut model, outcome) = trained(ctx, this, start, found)?;
+    if outcome == Outcome::Interrupted {
+        return Ok(outcome);
+    }
+    let target = ctx.dir.stage(this.id());
+    if this.adapter().is_some() {
+        save_adapter(ctx, &model, &target, &parent.name(ctx))?;
+        model.merge_adapter(ctx.ops())?;
+    } else {
+        save(ctx, &model, &target, SaveDtype::F32)?;
+    }
     held.set(model, index);
-    let Some(model) = held.model.as_ref().filter(|_| outcome == Outcome::Done) else { return Ok(outcome) };
-    save(ctx, model, &ctx.dir.stage(this.id()), SaveDtype::F32)?;
+    let model = held.get(ctx, Origin::Stage(index))?;
     eval::measure_all(ctx, model, this.id(), &[])
 }
 
 /// Runs the stage's loop; gradients, moments and reference are gone when it returns.
-fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) -> Result<(Model, Outcome)> {
+fn trained(ctx: &mut Context, this: &Stage, mut start: Model, found: Option<Found>) -> Result<(Model, Outcome)> {
+    if let Some(adapter) = this.adapter() {
+        start.attach(&adapter.lora(), split_seed(ctx.stage_seed(this.id()), &[adapter::INIT]))?;
+    }
     let reference = reference(ctx, this, &start)?;
     let rows = match this {
         Stage::Offline(s) => Some(offline::rows(ctx, s, &start)?),
@@ -325,16 +346,18 @@ fn trained(ctx: &mut Context, this: &Stage, start: Model, found: Option<Found>) 
     Ok((model, outcome))
 }
 
-/// The frozen reference of a stage, where its objective needs one.
-fn reference(ctx: &Context, this: &Stage, start: &Model) -> Result<Option<Model>> {
+/// The frozen reference of a stage, where its objective needs one. An adapter begins at zero, so the stage's start is the policy with
+/// its adapter off.
+fn reference(ctx: &Context, this: &Stage, start: &Model) -> Result<Option<Reference>> {
     if !this.needs_reference() {
         return Ok(None);
     }
     let spec = ctx.recipe.model.reference.as_ref();
-    match spec.and_then(|r| r.path.as_ref()) {
-        None => Ok(Some(start.frozen_copy())),
-        Some(path) => {
-            let (model, _) = load_model(ctx.ops(), &hub::local(path)?)?;
+    match spec.map(Source::of).transpose()?.flatten() {
+        None if start.adapter().is_some() => Ok(Some(Reference::AdapterOff)),
+        None => Ok(Some(Reference::Model(Box::new(start.frozen_copy())))),
+        Some(source) => {
+            let (model, _) = source.load(ctx.ops())?;
             if model.config.vocab_size != start.config.vocab_size {
                 return Err(Error::user(
                     format!(
@@ -344,7 +367,7 @@ fn reference(ctx: &Context, this: &Stage, start: &Model) -> Result<Option<Model>
                     "a reference shares the policy's vocabulary",
                 ));
             }
-            Ok(Some(model))
+            Ok(Some(Reference::Model(Box::new(model))))
         }
     }
 }

@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Let a model write.
     Generate(Generate),
+    /// Merge a LoRA adapter into its base model and write the whole model.
+    Merge(Merge),
     /// Make the report of a run anew from its directory, and print its path.
     Report(Report),
     /// Look at task families: list them, draw samples, prove their verifiers.
@@ -125,8 +127,11 @@ Tasks are named so:
 #[derive(Debug, ArgGroup)]
 #[command(after_help = TASKS)]
 pub(crate) struct Eval {
-    /// The model: a Hugging Face directory, a .gguf file, or hf:owner/name.
+    /// The model: a Hugging Face directory, a .gguf file, hf:owner/name, or the directory of a LoRA adapter.
     pub(crate) model: String,
+    /// The base model, where the model is an adapter [default: the one that its adapter_config.json names].
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: Option<String>,
     /// Measure accuracy on this task.
     #[arg(long, value_name = "NAME", required_unless_present = "data", conflicts_with = "data")]
     pub(crate) task: Option<String>,
@@ -172,8 +177,11 @@ pub(crate) enum Mask {
 
 #[derive(Debug, ArgGroup)]
 pub(crate) struct Generate {
-    /// The model: a Hugging Face directory, a .gguf file, or hf:owner/name.
+    /// The model: a Hugging Face directory, a .gguf file, hf:owner/name, or the directory of a LoRA adapter.
     pub(crate) model: String,
+    /// The base model, where the model is an adapter [default: the one that its adapter_config.json names].
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: Option<String>,
     /// What the user says (with --raw: the text to continue).
     #[arg(long, value_name = "TEXT", required_unless_present = "messages", conflicts_with = "messages")]
     pub(crate) prompt: Option<String>,
@@ -205,6 +213,32 @@ pub(crate) struct Generate {
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) threads: Threads,
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Merge {
+    /// The adapter: a directory with adapter_config.json and adapter_model.safetensors, as PEFT and temper write them.
+    pub(crate) adapter: String,
+    /// Directory of the merged model; it must not exist yet.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The base model [default: the one that adapter_config.json names].
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: Option<String>,
+    /// Type of the numbers that are written.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) dtype: Dtype,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
+}
+
+/// Type of the numbers in a model's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16, rounded to the nearest.
+    Bf16,
 }
 
 #[derive(Debug, ArgGroup)]

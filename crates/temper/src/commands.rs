@@ -5,6 +5,7 @@ mod env;
 mod eval;
 mod generate;
 mod inspect;
+mod merge;
 mod methods;
 mod plan;
 mod recipe;
@@ -22,6 +23,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Plan(args) => plan::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Report(args) => report::run(args),
         Command::Env(args) => env::run(args),
         Command::Methods(args) => methods::run(args),

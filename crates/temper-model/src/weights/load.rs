@@ -69,7 +69,7 @@ fn read_config(dir: &Path) -> Result<Config> {
     Ok(config)
 }
 
-fn read_text(path: &Path) -> Result<String> {
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     let unreadable = |source| Error::Unreadable { path: path.into(), source };
     let len = fs::metadata(path).map_err(unreadable)?.len();
     if len > MOST_CONFIG {

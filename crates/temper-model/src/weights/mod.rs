@@ -4,4 +4,6 @@ mod layout;
 mod load;
 mod save;
 
+pub(crate) use load::read_text;
+
 pub(crate) use layout::{EMBED, HEAD, NORM, TensorSpec, bias_name, block_name, tensors};

@@ -22,6 +22,12 @@ impl Model {
     /// Writes the three files into an existing directory, one that a [`DirWriter`] holds aside for example. Weights are
     /// rounded to `dtype` (F32, BF16 or F16), to the nearest with ties to even.
     pub fn save_into(&self, ops: &dyn Ops, dir: impl AsRef<Path>, dtype: DType) -> Result<()> {
+        if self.adapter().is_some() {
+            return Err(Error::adapter(
+                "a model with an adapter is not saved whole",
+                "merge it first, or save the adapter",
+            ));
+        }
         let dir = dir.as_ref();
         let name = torch_name(dtype)?;
         self.write_weights(ops, &dir.join("model.safetensors"), dtype)?;

@@ -91,12 +91,20 @@ impl<'a> Tape<'a> {
                     let x = remade.value(self, x)?;
                     self.give(sink, w, &origin, dy.rows(), &mut |rows, dw| ops.linear_dw(&dy, &x, rows, dw))?;
                 }
-                if let Some(first) = first {
-                    let acc = to.grads[first].take();
-                    to.grads[first] = Some(ops.linear_dx(&dy, self.params.matrix("linear", w)?, acc)?);
-                }
-                Ok(())
+                self.send_dx(to, first, &dy, w)
             }
+            Op::LinearOnto { w, x, origin } => {
+                if let Some(x) = x {
+                    let x = remade.value(self, x)?;
+                    self.give(sink, w, &origin, dy.rows(), &mut |rows, dw| ops.linear_dw(&dy, &x, rows, dw))?;
+                }
+                self.send_dx(to, second, &dy, w)?;
+                to.send(first, dy)
+            }
+            Op::Dropout { rule, stream } => match first {
+                Some(_) => to.send(first, ops.dropout(&dy, &rule, stream)?),
+                None => Ok(()),
+            },
             Op::Bias { b, origin } => {
                 self.give(sink, b, &origin, dy.rows(), &mut |rows, db| ops.bias_db(&dy, rows, db))?;
                 to.send(first, dy)
@@ -201,6 +209,15 @@ impl<'a> Tape<'a> {
             Op::Reshape { shape } => to.send(first, dy.reshaped(shape.0, shape.1)),
             _ => Ok(()),
         }
+    }
+
+    /// Sends `dy w` on, added to what is there.
+    fn send_dx(&self, to: &mut Pending, target: Option<usize>, dy: &Tensor, w: ParamId) -> Result<()> {
+        if let Some(target) = target {
+            let acc = to.grads[target].take();
+            to.grads[target] = Some(self.ops.linear_dx(dy, self.params.matrix("linear", w)?, acc)?);
+        }
+        Ok(())
     }
 
     /// Hands a parameter's gradient to the sink unless the parameter is frozen.

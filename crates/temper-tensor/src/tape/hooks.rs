@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::error::{Error, Result};
+use crate::kernels::dropout::Dropout;
 use crate::ops::Tensor;
 use crate::tape::{Origin, Tape, Var};
 
@@ -16,6 +17,7 @@ pub struct Hooks {
     replace: BTreeMap<String, Rc<Tensor>>,
     inject: BTreeMap<String, Rc<Tensor>>,
     captured: RefCell<BTreeMap<String, Rc<Tensor>>>,
+    dropout: Option<Dropout>,
 }
 
 impl Hooks {
@@ -37,6 +39,15 @@ impl Hooks {
     /// Adds `value` to the value at point `name`.
     pub fn inject(&mut self, name: &str, value: Tensor) {
         self.inject.insert(name.into(), Rc::new(value));
+    }
+
+    /// Leaves values out where the model asks for it ([`Tape::dropout`]).
+    pub fn drop_out(&mut self, rule: Dropout) {
+        self.dropout = Some(rule);
+    }
+
+    pub(crate) fn dropout(&self) -> Option<&Dropout> {
+        self.dropout.as_ref()
     }
 
     /// The value captured at point `name`, if the tape came by.

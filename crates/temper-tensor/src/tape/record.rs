@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::kernels::dropout::Dropout;
 use crate::ops::{AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Tensor, Unary};
 use crate::params::{ParamId, Params};
 use crate::segments::Segments;
@@ -77,6 +78,12 @@ impl Var {
         Self::new(self.value(), None, &self.inner.mark, self.origin())
     }
 
+    /// The value alone, copied only where something else holds it too.
+    pub(crate) fn into_tensor(self, ops: &dyn Ops) -> Result<Tensor> {
+        let value = Rc::try_unwrap(self.inner).map_or_else(|shared| Rc::clone(&shared.value), |own| own.value);
+        Rc::try_unwrap(value).or_else(|shared| ops.copy(&shared))
+    }
+
     pub(crate) fn value(&self) -> Rc<Tensor> {
         Rc::clone(&self.inner.value)
     }
@@ -114,6 +121,7 @@ impl Var {
 pub(crate) enum Recipe {
     RmsNorm { x: Rc<Tensor>, w: ParamId, eps: f32 },
     Glu { kind: Gate, gate: Rc<Tensor>, up: Rc<Tensor> },
+    Dropout { x: Saved, rule: Dropout, stream: u64 },
 }
 
 impl Recipe {
@@ -121,6 +129,8 @@ impl Recipe {
         match self {
             Self::RmsNorm { x, w, eps } => ops.rms_norm(x, params.vector("rms_norm", *w)?, *eps),
             Self::Glu { kind, gate, up } => ops.glu(*kind, gate, up),
+            Self::Dropout { x: Saved::Value(x), rule, stream } => ops.dropout(x, rule, *stream),
+            Self::Dropout { x: Saved::Recipe(x), rule, stream } => ops.dropout(&x.make(ops, params)?, rule, *stream),
         }
     }
 }
@@ -146,6 +156,16 @@ pub(crate) enum Op<'a> {
         w: ParamId,
         x: Option<Saved>,
         origin: Origin,
+    },
+    /// The inputs are the base and x.
+    LinearOnto {
+        w: ParamId,
+        x: Option<Saved>,
+        origin: Origin,
+    },
+    Dropout {
+        rule: Dropout,
+        stream: u64,
     },
     Bias {
         b: ParamId,

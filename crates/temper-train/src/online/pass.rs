@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use temper_algo::{Coupling, PolicyTerms, Rows};
 use temper_model::Batch;
-use temper_tensor::{HeadCoef, HeadSpec, HeadTerms, Ops};
+use temper_tensor::{HeadCoef, HeadSpec, HeadTerms, Hooks, Ops};
 
 use super::update::Update;
 use crate::error::Result;
@@ -15,6 +15,7 @@ use crate::rollout::{self, Group};
 /// A micro-batch: the tokens, and the columns of those that are scored.
 pub(super) struct Micro {
     pub batch: Batch,
+    pub hooks: Hooks,
     scored: Scored,
 }
 
@@ -44,7 +45,7 @@ impl Micro {
             sequences: rollouts().map(|(r, _)| r.scored()).collect(),
             groups: groups.iter().map(|g| g.rollouts.len()).collect(),
         };
-        Ok(Self { batch: rollout::batch(groups)?, scored })
+        Ok(Self { batch: rollout::batch(groups)?, hooks: Hooks::new(), scored })
     }
 }
 
@@ -130,7 +131,7 @@ impl Pass<'_> {
     }
 
     fn forward(&self, learner: &Learner, micro: &Micro) -> Result<HeadTerms> {
-        Ok(learner.model.terms(self.ops, &micro.batch, &self.spec)?)
+        learner.terms_with(self.ops, &micro.batch, &self.spec, &micro.hooks)
     }
 
     /// The terms of every scored token of the step, for objectives that compare them all.
@@ -175,7 +176,8 @@ impl Pass<'_> {
                 }
             },
         };
-        let head = learner.accumulate(self.ops, &micro.batch, &self.spec, self.stage.recompute, &mut coef)?;
+        let recompute = self.stage.recompute;
+        let head = learner.accumulate_with(self.ops, &micro.batch, &self.spec, recompute, &micro.hooks, &mut coef)?;
         if let Some(error) = failed {
             return Err(error.into());
         }

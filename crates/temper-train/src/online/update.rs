@@ -6,6 +6,7 @@ use temper_model::Model;
 use temper_tensor::HeadSpec;
 
 use super::pass::{Micro, Pass};
+use crate::adapter::{self, Reference};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
@@ -53,18 +54,17 @@ impl Update {
 pub(super) fn run(
     ctx: &Context,
     learner: &mut Learner,
-    reference: Option<&Model>,
+    reference: Option<&Reference>,
     stage: &OnlineStage,
     groups: &[&Group],
     progress: &mut Progress,
 ) -> Result<Update> {
     let mut done = Update::default();
     let needs = stage.objective.needs();
-    let temperature = stage.sampling.temperature;
     let total = (stage.steps * stage.inner_epochs * stage.minibatches) as u64;
     let minibatches = deal(groups.len(), stage.minibatches);
     let logp_ref = match reference.filter(|_| needs.contains(Needs::LOGP_REF)) {
-        Some(model) => Some(reference_logp(ctx, model, stage, groups)?),
+        Some(reference) => Some(reference_logp(ctx, reference, &learner.model, stage, groups)?),
         None => None,
     };
     for _ in 0..stage.inner_epochs {
@@ -75,7 +75,7 @@ pub(super) fn run(
                 continue;
             }
             let logp_ref = logp_ref.as_ref().map(|l| &l[range.clone()]);
-            let loss = optimiser_step(ctx, learner, stage, step, logp_ref, temperature, &mut done)?;
+            let loss = optimiser_step(ctx, learner, stage, step, logp_ref, progress.updates, &mut done)?;
             let factor = stage.schedule.value(progress.updates, total);
             let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
             for (what, value) in [("loss", loss), ("grad_norm", norm)] {
@@ -98,7 +98,7 @@ fn optimiser_step(
     stage: &OnlineStage,
     groups: &[&Group],
     logp_ref: Option<&[Vec<f64>]>,
-    temperature: f32,
+    update: u64,
     done: &mut Update,
 ) -> Result<f64> {
     let masks: Vec<Vec<f32>> = groups.iter().flat_map(|g| g.rollouts.iter().map(|r| vec![1.0; r.scored()])).collect();
@@ -110,12 +110,21 @@ fn optimiser_step(
     let weights: Vec<Vec<f64>> =
         groups.iter().map(|g| weights.by_ref().take(g.rollouts.len()).flatten().collect()).collect();
 
+    let seed = ctx.stage_seed(&stage.id);
     let micros = micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens)
         .into_iter()
-        .map(|part| Micro::new(&groups[part.clone()], &weights[part.clone()], logp_ref.map(|l| &l[part.clone()])))
+        .map(|part| {
+            let logp_ref = logp_ref.map(|l| &l[part.clone()]);
+            let mut micro = Micro::new(&groups[part.clone()], &weights[part.clone()], logp_ref)?;
+            if let Some(rule) = adapter::dropout(stage.adapter.as_ref(), seed, update, &micro.batch, part) {
+                micro.hooks.drop_out(rule);
+            }
+            Ok(micro)
+        })
         .collect::<Result<Vec<Micro>>>()?;
     done.tokens += micros.iter().map(|m| m.batch.ids.len() as u64).sum::<u64>();
-    let pass = Pass { ops: ctx.ops(), stage, spec: HeadSpec { temperature, entropy: true, ..HeadSpec::default() } };
+    let spec = HeadSpec { temperature: stage.sampling.temperature, entropy: true, ..HeadSpec::default() };
+    let pass = Pass { ops: ctx.ops(), stage, spec };
     match pass.gradients(learner, &micros, done) {
         Err(Error::Algo(temper_algo::Error::NotFinite { .. })) => Ok(f64::NAN),
         loss => loss,
@@ -123,11 +132,17 @@ fn optimiser_step(
 }
 
 /// Log-probabilities of every group's tokens under the reference, at the sampling temperature.
-fn reference_logp(ctx: &Context, model: &Model, stage: &OnlineStage, groups: &[&Group]) -> Result<Vec<Vec<f64>>> {
+fn reference_logp(
+    ctx: &Context,
+    reference: &Reference,
+    policy: &Model,
+    stage: &OnlineStage,
+    groups: &[&Group],
+) -> Result<Vec<Vec<f64>>> {
     let spec = HeadSpec { temperature: stage.sampling.temperature, ..HeadSpec::default() };
     let mut all = vec![];
     for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
-        let terms = model.terms(ctx.ops(), &rollout::batch(&groups[part.clone()])?, &spec)?;
+        let terms = reference.terms(ctx.ops(), policy, &rollout::batch(&groups[part.clone()])?, &spec)?;
         let mut logp = terms.logp.iter().map(|&x| f64::from(x));
         for group in &groups[part] {
             all.push(logp.by_ref().take(group.scored()).collect());

@@ -10,7 +10,7 @@ use temper_env::TaskSource;
 
 use super::{
     DataSource, EvalSource, EvalTask, Generation, ModelAt, ModelSpec, OfflineStage, OnlineStage, Optimizer, Recipe,
-    SaveDtype, Stage,
+    Save, SaveDtype, Stage,
 };
 use crate::transform::Transform;
 
@@ -68,10 +68,10 @@ pub fn check(recipe: &Recipe) -> Vec<Problem> {
 }
 
 #[derive(Default)]
-struct Found(Vec<Problem>);
+pub(super) struct Found(Vec<Problem>);
 
 impl Found {
-    fn error(&mut self, at: &str, what: impl Into<String>, hint: impl Into<String>) {
+    pub(super) fn error(&mut self, at: &str, what: impl Into<String>, hint: impl Into<String>) {
         self.push(at, what.into(), hint.into(), Severity::Error);
     }
     fn warn(&mut self, at: &str, what: impl Into<String>, hint: impl Into<String>) {
@@ -167,6 +167,17 @@ fn recipe_problems(recipe: &Recipe, found: &mut Found) {
     if recipe.save_dtype != SaveDtype::F32 && !recipe.stage.iter().any(Stage::makes_model) {
         found.error("recipe", "`save_dtype` has no effect: no stage makes a model", "remove it");
     }
+    let last = recipe.stage.iter().rev().find(|s| s.makes_model());
+    if recipe.save == Save::Adapter && last.is_none_or(|s| s.adapter().is_none()) {
+        found.error(
+            "recipe",
+            "`save` is `adapter`, and the last stage trains none",
+            "remove it, or give the stage an `adapter`",
+        );
+    }
+    if recipe.save == Save::Adapter && recipe.save_dtype != SaveDtype::F32 {
+        found.error("recipe", "`save_dtype` has no effect: an adapter is saved in f32", "remove it, or `save`");
+    }
     model_problems(recipe, found);
 }
 
@@ -179,8 +190,12 @@ fn names_a_directory(name: &str) -> bool {
 fn model_problems(recipe: &Recipe, found: &mut Found) {
     let inits = recipe.stage.iter().any(|s| matches!(s, Stage::Init(_)));
     match &recipe.model.policy {
-        Some(ModelSpec { path: Some(_), policy_at: None }) => {}
-        Some(_) => found.error("model.policy", "`path` is missing or not alone", "give `path`, and nothing else"),
+        Some(ModelSpec { path: Some(_), policy_at: None, .. }) => {}
+        Some(_) => found.error(
+            "model.policy",
+            "`path` is missing or not alone",
+            "give `path` (and `base`, for an adapter), and nothing else",
+        ),
         None if inits => {}
         None => found.error(
             "model.policy",
@@ -191,6 +206,13 @@ fn model_problems(recipe: &Recipe, found: &mut Found) {
     if let Some(spec) = &recipe.model.reference {
         let given = usize::from(spec.path.is_some()) + usize::from(spec.policy_at.is_some());
         found.exactly_one("model.reference", "`path` and `policy_at`", given);
+        if spec.base.is_some() && spec.path.is_none() {
+            found.error(
+                "model.reference",
+                "`base` has no effect without `path`",
+                "remove it, or give the `path` of an adapter",
+            );
+        }
         if !recipe.stage.iter().any(Stage::needs_reference) {
             found.error(
                 "model.reference",
@@ -229,6 +251,9 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
             "there is no model to start from",
             "put a stage of kind `init` before it, or add `[model.policy]`",
         );
+    }
+    if let Some(adapter) = stage.adapter() {
+        super::adapter::problems(&at, adapter, blocks(recipe, index), found);
     }
     match stage {
         Stage::Tokenizer(s) => {
@@ -291,6 +316,15 @@ fn stage_problems(recipe: &Recipe, index: usize, stage: &Stage, found: &mut Foun
             }
             s.tasks.iter().for_each(|t| eval_problems(&format!("{at}, task `{}`", t.id), t, found));
         }
+    }
+}
+
+/// Blocks of the model that a stage starts from, where the recipe makes it.
+fn blocks(recipe: &Recipe, index: usize) -> Option<usize> {
+    match &recipe.stage[recipe.parent(index).filter(|parent| *parent < index)?] {
+        Stage::Init(s) => Some(s.shape.layers),
+        Stage::Tokenizer(_) => None,
+        Stage::Offline(_) | Stage::Online(_) | Stage::Evaluate(_) => blocks(recipe, recipe.parent(index)?),
     }
 }
 
@@ -454,6 +488,13 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
             "add `[model.reference]` with `policy_at = \"stage_start\"` or a `path`",
         );
     }
+    if s.adapter.as_ref().is_some_and(|a| a.dropout() > 0.0) {
+        found.warn(
+            at,
+            "`adapter.dropout` changes the trainer's log-probabilities and not the sampler's, so the first ratio is not 1",
+            "set it to 0",
+        );
+    }
     generation_problems(at, &s.sampling, found);
     if s.sampling.temperature == 0.0 {
         found.error(at, "`temperature` is 0, so all completions of a prompt are the same", "use a temperature above 0");
@@ -466,7 +507,7 @@ fn online_problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found
         );
     }
     if let ModelSpec { policy_at: Some(ModelAt::StageStart), .. } =
-        recipe.model.reference.clone().unwrap_or(ModelSpec { path: None, policy_at: None })
+        recipe.model.reference.clone().unwrap_or(ModelSpec { path: None, base: None, policy_at: None })
         && [s.inner_epochs, s.minibatches, s.steps] == [1; 3]
     {
         found.warn(

@@ -4,6 +4,7 @@
 //! run directory keeps. [`check`] reports all problems at once, before any weight is
 //! loaded.
 
+mod adapter;
 mod check;
 mod input;
 mod load;
@@ -11,13 +12,14 @@ mod method;
 mod parts;
 mod stages;
 
+pub use adapter::Adapter;
 pub use check::{Problem, Severity, check, check_task};
 pub use input::{Input, MaskInput};
 pub use load::{Loaded, RecipeError, apply_set, load, parse, to_toml};
 pub use method::{Family, Method};
 pub use parts::{
     Batch, Clip, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models, Optimizer,
-    Overflow, SaveDtype, Shape,
+    Overflow, Save, SaveDtype, Shape,
 };
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
 
@@ -45,6 +47,9 @@ pub struct Recipe {
     /// Type of the numbers in the saved `model/` (default `f32`: exactly what was measured).
     #[serde(default)]
     pub save_dtype: SaveDtype,
+    /// What `model/` holds when the last stage trains an adapter (default `whole`: the model with the adapter merged into it).
+    #[serde(default)]
+    pub save: Save,
     /// Models by role. `policy` is the one that is trained; it may be absent when the first stages make it
     /// (`tokenizer` and `init`).
     #[serde(default)]

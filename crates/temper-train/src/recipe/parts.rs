@@ -24,6 +24,17 @@ pub enum SaveDtype {
     Bf16,
 }
 
+/// What a run's `model/` holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Save {
+    /// The whole model, in Hugging Face's layout.
+    #[default]
+    Whole,
+    /// The adapter alone, in PEFT's format.
+    Adapter,
+}
+
 /// Models by role.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -36,13 +47,17 @@ pub struct Models {
     pub reference: Option<ModelSpec>,
 }
 
-/// Where a model comes from: exactly one of the fields is given.
+/// Where a model comes from: `path`, or `policy_at` for the reference.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// A Hugging Face directory, a `.gguf` file, or `hf:owner/name`. Relative paths start at the current directory.
+    /// A Hugging Face directory, a `.gguf` file, `hf:owner/name`, or the directory of a LoRA adapter in PEFT's format, which is merged
+    /// into its base. Relative paths start at the current directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// The base model, where `path` is an adapter (default: the one that its `adapter_config.json` names).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// The policy itself at some moment of the run (role `reference` only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy_at: Option<ModelAt>,

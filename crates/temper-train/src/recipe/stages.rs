@@ -9,6 +9,7 @@ use temper_algo::{
 };
 use temper_env::{Environment, RewardPart, TaskSource};
 
+use super::adapter::Adapter;
 use super::input::Input;
 use super::parts::{Batch, Clip, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape};
 use crate::transform::Transform;
@@ -50,6 +51,15 @@ impl Stage {
             Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => Needs::NONE,
         };
         needs.contains(Needs::LOGP_REF)
+    }
+
+    /// The adapter that it trains.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        match self {
+            Self::Offline(s) => s.adapter.as_ref(),
+            Self::Online(s) => s.adapter.as_ref(),
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
+        }
     }
 
     /// The stage that this one names as its start.
@@ -158,6 +168,9 @@ pub struct OfflineStage {
     /// Length of the stage in optimiser steps. Either this or `epochs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
+    /// Train an adapter and freeze the model (default: train all of the model's parameters).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Adapter>,
     /// The optimiser.
     pub optimizer: Optimizer,
     /// Learning-rate schedule (default constant without warm-up).
@@ -265,6 +278,9 @@ pub struct OnlineStage {
     /// Optimiser steps in a pass; the groups are dealt out evenly (default 1).
     #[serde(default = "inner_epochs")]
     pub minibatches: usize,
+    /// Train an adapter and freeze the model (default: train all of the model's parameters).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Adapter>,
     /// The optimiser.
     pub optimizer: Optimizer,
     /// Learning-rate schedule over optimiser steps (default constant without warm-up).

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 use temper_train::eval::{Subject, measure};
 use temper_train::ledger::Cell;
+use temper_train::models::Source;
 use temper_train::recipe::{EvalSource, EvalTask, Mask, Severity, check_task};
 use temper_train::watch::Watch as _;
-use temper_train::{hub, run::load_model};
 
 use crate::args::{self, Eval};
 use crate::failure::{Exit, user};
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Eval) -> anyhow::Result<Exit> {
         return Err(user(problem.what, problem.hint));
     }
     let device = machine::device(args.threads)?;
-    let (model, tokenizer) = load_model(&device, &hub::local(&args.model)?)?;
+    let (model, tokenizer) = Source::find(&args.model, args.base.as_deref())?.load(&device)?;
     let subject = Subject { ops: &device, model: &model, tokenizer: &tokenizer, seed: args.seed, stop: None };
     let mut progress = Progress::on_stderr();
     let (metric, cell) = measure(subject, &task, "now", &mut |event| progress.event(event))?;

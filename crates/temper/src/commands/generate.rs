@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use temper_algo::split_seed;
 use temper_data::{Conversation, Example, Message, Payload, Tokenizer, encode_example_prompt};
 use temper_model::{Completion, Request};
+use temper_train::models::Source;
 use temper_train::recipe::Generation;
-use temper_train::{hub, rollout, run::load_model, sampling};
+use temper_train::{rollout, sampling};
 
 use crate::args::Generate;
 use crate::failure::{Exit, user};
@@ -25,7 +26,7 @@ pub(crate) fn run(args: &Generate) -> anyhow::Result<Exit> {
     let rules = rules(args)?;
     let device = machine::device(args.threads)?;
     let asked = asked(args)?;
-    let (model, tokenizer) = load_model(&device, &hub::local(&args.model)?)?;
+    let (model, tokenizer) = Source::find(&args.model, args.base.as_deref())?.load(&device)?;
     let prompts = asked.iter().map(|a| a.encode(&tokenizer)).collect::<anyhow::Result<Vec<_>>>()?;
     let seeds = |i: usize| (0..args.n as u64).map(|s| split_seed(args.seed, &[i as u64, s])).collect();
     let requests: Vec<Request> =

@@ -92,6 +92,10 @@ fn not_a_model(path: &Path) -> Option<String> {
         return (!gguf).then(|| "is a file that is no .gguf".into());
     }
     let has = |name: &str| path.join(name).is_file();
+    if temper_model::is_adapter(path) {
+        let lacks = !has("adapter_model.safetensors");
+        return lacks.then(|| "is an adapter without adapter_model.safetensors".into());
+    }
     let weights = has("model.safetensors") || has("model.safetensors.index.json");
     let lacks: Vec<&str> = [
         ("config.json", has("config.json")),

@@ -3,8 +3,8 @@
 use super::Place;
 
 /// Every command with the options that its help must name.
-const COMMANDS: [(&[&str], &[&str]); 12] = [
-    (&[], &["run", "check", "plan", "eval", "generate", "report", "env", "recipe", "--version", "130"]),
+const COMMANDS: [(&[&str], &[&str]); 13] = [
+    (&[], &["run", "check", "plan", "eval", "generate", "merge", "report", "env", "recipe", "--version", "130"]),
     (&["run"], &["RECIPE", "--set", "--out", "--resume", "--threads", "--seed"]),
     (&["check"], &["RECIPE", "--set"]),
     (&["plan"], &["RECIPE", "--set", "--json"]),
@@ -12,6 +12,7 @@ const COMMANDS: [(&[&str], &[&str]); 12] = [
         &["eval"],
         &[
             "MODEL",
+            "--base",
             "--task",
             "--data",
             "--n",
@@ -32,6 +33,7 @@ const COMMANDS: [(&[&str], &[&str]); 12] = [
         &["generate"],
         &[
             "MODEL",
+            "--base",
             "--prompt",
             "--messages",
             "--n",
@@ -47,6 +49,7 @@ const COMMANDS: [(&[&str], &[&str]); 12] = [
             "--threads",
         ],
     ),
+    (&["merge"], &["ADAPTER", "--out", "--base", "--dtype", "--threads"]),
     (&["report"], &["RUN_DIR"]),
     (&["env"], &["list", "sample", "validate"]),
     (&["env", "list"], &["--json"]),

@@ -1,5 +1,6 @@
 //! The command line, tested through the binary in fresh directories.
 
+mod adapters;
 mod check;
 mod environments;
 mod faults;
