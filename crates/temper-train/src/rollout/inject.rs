@@ -145,9 +145,13 @@ fn stored(tokenizer: &Tokenizer, answer: &Answer) -> Rollout {
 }
 
 pub(super) fn member(tokenizer: &Tokenizer, tokens: Vec<u32>, logp_gen: Vec<f32>, origin: Origin) -> Rollout {
+    let author = match origin {
+        Origin::Demonstration | Origin::Shared => Author::Teacher,
+        Origin::Sampled | Origin::Refinement | Origin::Stored { .. } => Author::Model,
+    };
     Rollout {
         text: tokenizer.decode(&tokens, true),
-        authors: vec![if origin == Origin::Demonstration { Author::Teacher } else { Author::Model }; tokens.len()],
+        authors: vec![author; tokens.len()],
         earlier: vec![],
         last_reward: 0.0,
         tokens,
