@@ -11,6 +11,7 @@ mod value;
 use std::time::Instant;
 
 use temper_env::Scorer;
+use temper_model::Model;
 
 use crate::adapter::Reference;
 use crate::context::{Context, Outcome};
