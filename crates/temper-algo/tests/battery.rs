@@ -281,7 +281,7 @@ fn serde_round_trips_and_refuses_unknown_keys() {
     support::every_advantage().iter().for_each(round_trip::<Advantage>);
     support::every_group_shaper().iter().for_each(round_trip::<GroupShaper>);
     support::every_reward_shaping().iter().for_each(round_trip::<RewardShaping>);
-    support::every_moving_knob().iter().for_each(round_trip::<Knob>);
+    support::every_knob().iter().for_each(round_trip::<Knob>);
     support::every_ratio().iter().for_each(round_trip::<Ratio>);
     support::every_surrogate().iter().for_each(round_trip::<Surrogate>);
     support::every_kl().iter().for_each(round_trip::<KlEstimator>);

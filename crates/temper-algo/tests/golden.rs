@@ -88,6 +88,7 @@ fn objective(c: &Case) -> PolicyObjective {
             beta: c.beta,
             importance: c.importance_kl,
         }),
+        kl_reward: None,
         entropy: c.entropy_coef.map(|coef| EntropyBonus { coef }),
         weighting: match c.loss_type.as_str() {
             "grpo" | "sapo" | "gmpo" => Weighting::Sequence {},

@@ -74,13 +74,13 @@ pub fn write<'a>(
     dir: &RunDir,
     state: &State,
     ops: &dyn Ops,
-    trained: impl Iterator<Item = (Role, &'a Learner)>,
+    learners: impl Iterator<Item = (Role, &'a Learner)>,
 ) -> Result<()> {
     let name = format!("{:04}-{:08}", state.stage, state.progress.step);
     let aside = DirWriter::create(dir.checkpoints().join(&name))?;
     aside.write(STATE, &serde_json::to_vec(state).expect("our own types serialise"))?;
     let (mut optimizer_steps, mut critic_steps) = (0, None);
-    for (role, learner) in trained {
+    for (role, learner) in learners {
         write_params(&aside.path().join(role.params()), ops, &learner.model.params)?;
         write_moments(&aside.path().join(role.moments()), ops, &learner.model.params, &learner.adam)?;
         match role {

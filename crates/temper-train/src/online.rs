@@ -51,7 +51,8 @@ pub fn run(
         let (now, peer) = (&stage.knobs.fix(stage, &knobs), peer.as_ref());
         let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage: now, seed, peer, context };
         let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
-        let kl = read(ctx, critic.as_deref(), reference, &learner.model, now, &mut groups)?;
+        let others = Others { policy: &learner.model, reference, critic: critic.as_deref() };
+        let kl = others.read(ctx, now, &mut groups)?;
         readings::finite(&groups)?;
         rollout::advantages(now, &mut groups, progress)?;
         readings::targets(now, &mut groups);
@@ -100,23 +101,25 @@ pub fn run(
     Ok(Outcome::Done)
 }
 
-/// What reference and critic say of the samples before their advantages are made; returns the mean KL where it is in the reward.
-fn read(
-    ctx: &Context,
-    critic: Option<&Critic>,
-    reference: Option<&Reference>,
-    policy: &Model,
-    stage: &OnlineStage,
-    groups: &mut [Group],
-) -> Result<Option<f64>> {
-    if let Some(critic) = critic {
-        readings::values(ctx, critic, stage, groups)?;
-    }
-    match (&stage.objective.kl_reward, reference) {
-        (Some(kl), Some(reference)) => {
-            readings::reference(ctx, reference, policy, stage, groups)?;
-            Ok(readings::charge(kl, groups))
+/// Who is asked about the samples before their advantages are made.
+struct Others<'a> {
+    policy: &'a Model,
+    reference: Option<&'a Reference>,
+    critic: Option<&'a Critic>,
+}
+
+impl Others<'_> {
+    /// What reference and critic say; returns the mean KL where it is in the reward.
+    fn read(&self, ctx: &Context, stage: &OnlineStage, groups: &mut [Group]) -> Result<Option<f64>> {
+        if let Some(critic) = self.critic {
+            readings::values(ctx, critic, stage, groups)?;
         }
-        _ => Ok(None),
+        match (&stage.objective.kl_reward, self.reference) {
+            (Some(kl), Some(reference)) => {
+                readings::reference(ctx, reference, self.policy, stage, groups)?;
+                Ok(readings::charge(kl, groups))
+            }
+            _ => Ok(None),
+        }
     }
 }

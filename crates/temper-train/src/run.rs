@@ -332,11 +332,12 @@ fn train(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>)
 
 /// Runs the stage's loop; gradients, moments and reference are gone when it returns.
 fn trained(ctx: &mut Context, this: &Stage, mut start: Model, found: Option<Found>) -> Result<(Model, Outcome)> {
+    // The critic begins as the policy without an adapter.
+    let mut critic = critic(ctx, this, &start)?;
     if let Some(adapter) = this.adapter() {
         start.attach(&adapter.lora(), split_seed(ctx.stage_seed(this.id()), &[adapter::INIT]))?;
     }
     let reference = reference(ctx, this, &start)?;
-    let mut critic = critic(ctx, this, &start)?;
     let rows = match this {
         Stage::Offline(s) => Some(offline::rows(ctx, s, &start)?),
         _ => None,

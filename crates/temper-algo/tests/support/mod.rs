@@ -101,7 +101,7 @@ pub fn every_reward_shaping() -> Vec<RewardShaping> {
     list
 }
 
-pub fn every_moving_knob() -> Vec<Knob> {
+pub fn every_knob() -> Vec<Knob> {
     let list = vec![
         Knob::Schedule { from: 0.1, to: 0.01, curve: Curve::Exponential, begin: 0.1, end: 0.9 },
         Knob::AdaptiveKl { init: 0.1, target: 6.0, rate: 0.1 },

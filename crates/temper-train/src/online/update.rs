@@ -33,18 +33,18 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// Optimiser step number `update` of the policy; `factor` is the learning rate's.
+    /// One optimiser step of the policy, number `at` of `total`.
     fn policy_step(
         &mut self,
         ctx: &Context,
         learner: &mut Learner,
         stage: &OnlineStage,
         groups: &[&Group],
-        update: u64,
-        factor: f64,
+        (at, total): (u64, u64),
         round: usize,
     ) -> Result<()> {
-        let loss = optimiser_step(ctx, learner, stage, groups, update, self)?;
+        let factor = stage.schedule.value(at, total);
+        let loss = optimiser_step(ctx, learner, stage, groups, at, self)?;
         let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
         for (what, value) in [("loss", loss), ("grad_norm", norm)] {
             finite(what, value, stage, round, groups)?;
@@ -112,7 +112,7 @@ pub(super) fn run(
             finite("value/grad_norm", norm, stage, progress.step, step)?;
         }
         if policy_trains {
-            done.policy_step(ctx, learner, stage, step, at, stage.schedule.value(at, total), progress.step)?;
+            done.policy_step(ctx, learner, stage, step, (at, total), progress.step)?;
         }
     }
     Ok(done)

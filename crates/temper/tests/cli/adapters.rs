@@ -16,7 +16,7 @@ fn recipe() -> String {
     let adapter = "adapter = { kind = \"lora\", rank = 4, targets = [\"all_linear\"] }\n";
     let (head, _) = SMALL.split_once("[[stage]]").expect("stages");
     format!(
-        "{head}[model.policy]\npath = {:?}\n\n[[stage]]{}{adapter}",
+        "{head}[model.policy]\npath = {:?}\n\n[[stage]]{}\n{adapter}",
         model.to_str().expect("a path"),
         sft.trim_end()
     )
