@@ -28,7 +28,7 @@ fn policy_objectives(c: &mut Criterion) {
     let mut group = c.benchmark_group("policy");
     group.throughput(Throughput::Elements(logp.len() as u64));
     for surrogate in support::every_surrogate() {
-        let name = serde_json::to_value(&surrogate).map_or_else(|_| String::new(), |v| v["kind"].to_string());
+        let name = serde_json::to_value(surrogate).map_or_else(|_| String::new(), |v| v["kind"].to_string());
         let objective = PolicyObjective { surrogate, ..PolicyObjective::default() };
         let rows = Rows {
             logp: &logp,
