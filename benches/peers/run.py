@@ -81,7 +81,7 @@ def lora(dtype):
     flags = ["--dtype", dtype, "--lora", "--batch", "8", *STEPS]
     model = F32 if dtype == "f32" else BF16
     sets = ["dtype=bf16"] if dtype == "bf16" else []
-    ours = temper("lora_smollm2.toml", "sft", DATA["sft"], *sets, model=F32)
+    ours = temper("sft_lora_smollm2.toml", "sft", DATA["sft"], *sets, model=F32)
     theirs, kept = peer("bench_sft.py", *flags, model=model), peer("bench_sft.py", *flags, model=model, **RETAIN)
     return ours, theirs, kept, "tok_s", 4.5 if dtype == "f32" else 5.0
 
