@@ -46,6 +46,8 @@ pub struct Memory {
     pub cache: u64,
     /// The program, its tokenizer, and free memory that is kept.
     pub process: u64,
+    /// The most that is held at one time: caches are gone when training begins.
+    pub total: u64,
 }
 
 impl Memory {
@@ -56,18 +58,13 @@ impl Memory {
         let frozen = if sizes.dtype == Dtype::Bf16 { rounded } else { whole };
         let adapter = sizes.lora.as_ref().map(|lora| 4 * lora.parameter_count(config));
         let [reference, critic] = [sizes.reference, sizes.critic].map(u64::from);
-        Self {
-            weights: (whole + rounded) * (1 + critic) + adapter.unwrap_or(0) + frozen * reference,
-            optimizer: 3 * (adapter.unwrap_or(whole) + whole * critic),
-            activations: activations(config, sizes.micro_tokens as u64, sizes.recompute),
-            cache: sizes.cached_tokens as u64 * config.kv_bytes_per_token(),
-            process: PROCESS + TOKEN * config.vocab_size as u64 + SLACK,
-        }
-    }
-
-    /// The most that is held at one time: caches are gone when training begins.
-    pub fn total(&self) -> u64 {
-        self.weights + self.optimizer + self.activations.max(self.cache) + self.process
+        let weights = (whole + rounded) * (1 + critic) + adapter.unwrap_or(0) + frozen * reference;
+        let optimizer = 3 * (adapter.unwrap_or(whole) + whole * critic);
+        let activations = activations(config, sizes.micro_tokens as u64, sizes.recompute);
+        let cache = sizes.cached_tokens as u64 * config.kv_bytes_per_token();
+        let process = PROCESS + TOKEN * config.vocab_size as u64 + SLACK;
+        let total = weights + optimizer + activations.max(cache) + process;
+        Self { weights, optimizer, activations, cache, process, total }
     }
 }
 
@@ -95,11 +92,11 @@ pub fn largest_micro_batch(limit: usize, longest: usize, total: usize) -> usize 
 
 /// Refuses a stage that cannot fit, with what would.
 pub fn fits(stage: &str, config: &Config, sizes: &Sizes, available: Option<u64>) -> Result<()> {
-    let needed = Memory::of(config, sizes).total();
+    let needed = Memory::of(config, sizes).total;
     let Some(available) = available.filter(|available| needed > *available) else { return Ok(()) };
     let mut ways: Vec<String> = vec![];
     for (name, change) in changes(sizes) {
-        let then = Memory::of(config, &change).total();
+        let then = Memory::of(config, &change).total;
         if then <= available {
             ways.push(format!("{name} needs {}", gib(then)));
         }
@@ -166,7 +163,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
         let config = Config::llama(49152, 576, 30, 9);
-        let needed = Memory::of(&config, &sizes()).total();
+        let needed = Memory::of(&config, &sizes()).total;
         fits("sft", &config, &sizes(), None).unwrap();
         fits("sft", &config, &sizes(), Some(needed)).unwrap();
         let error = fits("sft", &config, &sizes(), Some(needed - 1)).unwrap_err();

@@ -55,7 +55,7 @@ fn described(found: &Inspected, stages: &[StagePlan]) -> String {
             let _ = writeln!(text, "  {kind} {}: at most {} items{times}", task.id, task.n);
         }
     }
-    if let Some(most) = stages.iter().filter_map(|s| Some(s.memory?.total())).max() {
+    if let Some(most) = stages.iter().filter_map(|s| Some(s.memory?.total)).max() {
         let _ = writeln!(text, "\nexpected peak memory: about {}", bytes(most));
     }
     text
@@ -80,7 +80,7 @@ fn memory(m: &Memory) -> String {
         if m.cache > m.activations { (m.cache, "caches in sampling") } else { (m.activations, "activations") };
     format!(
         "about {}: weights {}, gradients and moments {}, {name} {}",
-        bytes(m.total()),
+        bytes(m.total),
         bytes(m.weights),
         bytes(m.optimizer),
         bytes(largest)

@@ -39,7 +39,7 @@ fn an_adapter_is_planned_trained_measured_and_merged() {
     assert!(plan.contains("trained parameters  1,664 of "), "{plan}");
     let memory = |text: &str| {
         let stages: Value = serde_json::from_str(text).expect("JSON");
-        stages[0]["memory"].as_u64().expect("known")
+        stages[0]["memory"]["total"].as_u64().expect("known")
     };
     let with = memory(&place.good(&["plan", "lora.toml", "--json"]));
     let full = recipe().lines().filter(|l| !l.starts_with("adapter")).collect::<Vec<_>>().join("\n");
