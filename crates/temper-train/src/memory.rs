@@ -173,7 +173,7 @@ mod tests {
             hint.contains("lora") && hint.contains("recompute = true") && hint.contains("micro_tokens = 1024"),
             "{hint}"
         );
-        let error = fits("sft", &config, &sizes(), Some(1 << 30)).unwrap_err();
+        let error = fits("sft", &config, &sizes(), Some(1 << 29)).unwrap_err();
         assert!(error.hint().unwrap().contains("smaller model"), "{error}");
     }
 }
