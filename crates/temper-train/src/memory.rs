@@ -19,6 +19,8 @@ const TOKEN: u64 = 1200;
 pub struct Sizes {
     /// N of the largest micro-batch: `micro_tokens`, or the longest example or group where that is larger.
     pub micro_tokens: usize,
+    /// The longest example or group, which is never split.
+    pub longest: usize,
     /// Whether blocks are run again in backward.
     pub recompute: bool,
     /// Tokens in key/value caches while sampling.
@@ -94,13 +96,13 @@ pub fn largest_micro_batch(limit: usize, longest: usize, total: usize) -> usize 
 pub fn fits(stage: &str, config: &Config, sizes: &Sizes, available: Option<u64>) -> Result<()> {
     let needed = Memory::of(config, sizes).total;
     let Some(available) = available.filter(|available| needed > *available) else { return Ok(()) };
-    let mut ways: Vec<String> = vec![];
-    for (name, change) in changes(sizes) {
-        let then = Memory::of(config, &change).total;
-        if then <= available {
-            ways.push(format!("{name} needs {}", gib(then)));
-        }
-    }
+    let then = |sizes: &Sizes| Memory::of(config, sizes).total;
+    let fitting = changes(sizes).into_iter().filter_map(|(name, mut sizes)| {
+        let at = sizes.iter().position(|s| then(s) <= available)?;
+        let sizes = sizes.swap_remove(at);
+        Some(format!("{} needs {}", name(&sizes), gib(then(&sizes))))
+    });
+    let ways: Vec<String> = fitting.collect();
     let hint = match &ways[..] {
         [] => "take a smaller model or a machine with more memory".to_owned(),
         ways => format!("{}; set one of these", ways.join(", ")),
@@ -111,24 +113,31 @@ pub fn fits(stage: &str, config: &Config, sizes: &Sizes, available: Option<u64>)
     ))
 }
 
-/// Settings that need less, by name.
-fn changes(sizes: &Sizes) -> Vec<(String, Sizes)> {
-    let mut found = vec![];
-    if !sizes.recompute {
-        found.push(("`recompute = true`".to_owned(), Sizes { recompute: true, ..sizes.clone() }));
+/// How a change is named, once it is known how far it goes.
+type Name = fn(&Sizes) -> String;
+
+/// Settings that need less, each as steps of which the first that fits is named.
+fn changes(sizes: &Sizes) -> Vec<(Name, Vec<Sizes>)> {
+    let halves = |from: usize, least: usize| {
+        let micro = std::iter::successors(Some(from / 2), |n| Some(n / 2)).take_while(move |n| *n >= least.max(64));
+        micro.map(|n| Sizes { micro_tokens: n, ..sizes.clone() }).collect::<Vec<_>>()
+    };
+    let lora = Sizes { lora: Some(Adapter::default().lora()), reference: false, ..sizes.clone() };
+    let mut found: Vec<(Name, Vec<Sizes>)> =
+        vec![(|s| format!("`micro_tokens = {}`", s.micro_tokens), halves(sizes.micro_tokens, sizes.longest))];
+    if sizes.longest >= sizes.micro_tokens {
+        let name: Name = |s| {
+            format!("an example or group of at most {} tokens (`max_tokens`, `samples_per_prompt`)", s.micro_tokens)
+        };
+        found.push((name, halves(sizes.longest, 0)));
     }
-    let halves = std::iter::successors(Some(sizes.micro_tokens / 2), |n| Some(n / 2)).take_while(|n| *n >= 128);
-    found.extend(halves.map(|n| (format!("`micro_tokens = {n}`"), Sizes { micro_tokens: n, ..sizes.clone() })));
+    if !sizes.recompute {
+        found.push((|_| "`recompute = true`".into(), vec![Sizes { recompute: true, ..sizes.clone() }]));
+    }
     if sizes.lora.is_none() {
-        let lora = Some(Adapter::default().lora());
-        found.push((
-            "`adapter = { kind = \"lora\" }`".to_owned(),
-            Sizes { lora: lora.clone(), reference: false, ..sizes.clone() },
-        ));
-        found.push((
-            "the same with `recompute = true`".to_owned(),
-            Sizes { lora, reference: false, recompute: true, ..sizes.clone() },
-        ));
+        found.push((|_| "`adapter = { kind = \"lora\" }`".into(), vec![lora.clone()]));
+        let both = Sizes { recompute: true, ..lora };
+        found.push((|_| "`adapter = { kind = \"lora\" }` with `recompute = true`".into(), vec![both]));
     }
     found
 }
@@ -144,6 +153,7 @@ mod tests {
     fn sizes() -> Sizes {
         Sizes {
             micro_tokens: 2048,
+            longest: 300,
             recompute: false,
             cached_tokens: 0,
             dtype: Dtype::F32,
@@ -173,6 +183,10 @@ mod tests {
             hint.contains("lora") && hint.contains("recompute = true") && hint.contains("micro_tokens = 1024"),
             "{hint}"
         );
+        let group = Sizes { micro_tokens: 9000, longest: 9000, ..sizes() };
+        let hint = fits("grpo", &config, &group, Some(needed)).unwrap_err();
+        let hint = hint.hint().unwrap();
+        assert!(!hint.contains("micro_tokens") && hint.contains("at most 1125 tokens"), "{hint}");
         let error = fits("sft", &config, &sizes(), Some(1 << 29)).unwrap_err();
         assert!(error.hint().unwrap().contains("smaller model"), "{error}");
     }

@@ -90,6 +90,7 @@ pub fn offline_sizes(recipe: &Recipe, s: &OfflineStage, longest: usize, total: u
     let reference = s.loss().needs().contains(temper_algo::Needs::LOGP_REF);
     Sizes {
         micro_tokens: largest_micro_batch(s.micro_tokens, longest, step.min(total)),
+        longest,
         recompute: s.recompute,
         cached_tokens: 0,
         ..models(recipe, s.adapter.as_ref(), reference, false)
@@ -108,6 +109,7 @@ pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize) -> Sizes {
     let reference = s.objective.needs().contains(temper_algo::Needs::LOGP_REF);
     Sizes {
         micro_tokens: largest_micro_batch(s.micro_tokens, group, s.prompts_per_step * group),
+        longest: group,
         recompute: s.recompute,
         cached_tokens: at_once * completion + at_once.div_ceil(samples) * prompt,
         ..models(recipe, s.adapter.as_ref(), reference, s.critic.is_some())
@@ -122,6 +124,7 @@ fn models(recipe: &Recipe, adapter: Option<&Adapter>, reference: bool, critic: b
         reference: reference && own_reference(recipe, adapter.is_some()),
         critic,
         micro_tokens: 0,
+        longest: 0,
         recompute: false,
         cached_tokens: 0,
     }
