@@ -44,12 +44,6 @@ def temper(recipe, stage, *sets, model=None):
         return dict(med_s=statistics.median(l["wall_s"] for l in steps), tok_s=statistics.median(l["tokens_per_s"] for l in steps), peak_mb=peak, steps=len(steps))
 
 
-def bench(*args):
-    """What `temper bench --json` says."""
-    text, peak = run([TEMPER, "bench", "--json", *args])
-    return {**json.loads(text), "peak_mb": peak}
-
-
 def random_text():
     random.seed(1)
     words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(4000)]

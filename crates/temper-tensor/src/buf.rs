@@ -1,5 +1,5 @@
 //! Pooled host memory: 64-byte aligned f32 buffers that return to free lists, so that a training step allocates
-//! nothing after the first one.
+//! next to nothing after the first one.
 #![allow(unsafe_code)] // raw allocation; every block stays initialised for its whole life
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};

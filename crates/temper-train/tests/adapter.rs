@@ -1,8 +1,11 @@
 //! Stages that train an adapter, through whole runs: what must hold bit for bit, what is kept, and what is refused.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::{StopAfter, bits, fresh, lines, number, same};
 use serde_json::Value;
 use temper_format::{ArraySource, SafetensorsFile};
 use temper_tensor::Cpu;
@@ -10,7 +13,7 @@ use temper_train::models::Source;
 use temper_train::recipe::{self, Recipe, Severity};
 use temper_train::run::{RunOptions, run};
 use temper_train::rundir::RunDir;
-use temper_train::watch::{Event, Silent, Stop, Watch};
+use temper_train::watch::{Silent, Stop};
 use temper_train::{Error, Outcome};
 
 /// A random model of two blocks; an adapter by SFT; another one, on the first one's result, by GRPO with a KL term to its start.
@@ -69,21 +72,11 @@ log_rollouts_every = 1
 "#;
 
 fn parsed(sets: &[&str]) -> Recipe {
-    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    let recipe = recipe::parse(RECIPE, Path::new("adapter.toml"), &sets).unwrap();
-    let errors: Vec<_> = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error).collect();
-    assert!(errors.is_empty(), "{errors:?}");
-    recipe
+    common::parsed(RECIPE, sets)
 }
 
 fn go(dir: &Path, sets: &[&str]) -> Result<Outcome, Error> {
     run(&parsed(sets), &RunDir::at(dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new())
-}
-
-fn fresh() -> (tempfile::TempDir, PathBuf) {
-    let base = tempfile::tempdir().unwrap();
-    let dir = base.path().join("run");
-    (base, dir)
 }
 
 fn done(sets: &[&str]) -> (tempfile::TempDir, PathBuf) {
@@ -92,32 +85,14 @@ fn done(sets: &[&str]) -> (tempfile::TempDir, PathBuf) {
     (base, dir)
 }
 
-fn lines(dir: &Path, stage: &str) -> Vec<Value> {
-    let text = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
-    let all = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-    all.filter(|v| v["stage"] == stage).collect()
-}
-
-fn number(line: &Value, name: &str) -> f64 {
-    line[name].as_f64().unwrap_or_else(|| panic!("{name} is not in {line}"))
-}
-
-fn bits(dir: &Path, file: &str) -> Vec<u8> {
-    fs::read(dir.join(file)).unwrap()
-}
-
 /// Everything but adapter_config.json, which names the run's own directory.
 fn same_run(a: &Path, b: &Path) {
-    for file in [
-        "metrics.jsonl",
-        "rollouts.jsonl",
-        "ledger.json",
-        "stages/sft/adapter_model.safetensors",
-        "stages/grpo/adapter_model.safetensors",
-        "model/model.safetensors",
-    ] {
-        assert!(bits(a, file) == bits(b, file), "{file} differs");
-    }
+    let adapters = ["stages/sft/adapter_model.safetensors", "stages/grpo/adapter_model.safetensors"];
+    same(
+        a,
+        b,
+        &[&["metrics.jsonl", "rollouts.jsonl", "ledger.json", "model/model.safetensors"][..], &adapters].concat(),
+    );
 }
 
 fn arrays(path: &Path) -> Vec<String> {
@@ -185,20 +160,6 @@ fn a_checkpoint_holds_the_adapter_and_its_moments_alone() {
     assert!(seen > 0, "no checkpoint inside a stage is left");
 }
 
-/// Asks the run to stop after a number of rounds.
-struct StopAfter<'a>(usize, &'a Stop);
-
-impl Watch for StopAfter<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::Step { .. } = event {
-            self.0 = self.0.saturating_sub(1);
-            if self.0 == 0 {
-                self.1.request();
-            }
-        }
-    }
-}
-
 #[test]
 fn stopped_anywhere_and_resumed_a_run_ends_with_the_same_bits() {
     let (_base, whole) = done(&[]);
@@ -208,7 +169,7 @@ fn stopped_anywhere_and_resumed_a_run_ends_with_the_same_bits() {
         let stop = Stop::new();
         let options = RunOptions { resume: true, ..RunOptions::default() };
         let first =
-            run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop).unwrap();
+            run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter::new(after, &stop), &stop).unwrap();
         assert_eq!(first, Outcome::Interrupted, "after {after} rounds");
         // A run directory may move: adapters inside it are found all the same.
         let moved = base.path().join("moved");

@@ -1,8 +1,11 @@
 //! Settings that move, KL in the reward, and the critic, through whole runs.
 
 mod common;
+#[path = "rollouts/fixture.rs"]
+mod fixture;
 
-use common::{go, number, problems, resumes};
+use common::number;
+use fixture::{go, problems, resumes};
 
 const START: &str = "model.reference.policy_at=stage_start";
 const CRITIC: [&str; 3] = [
@@ -30,20 +33,20 @@ fn knobs_move_by_what_is_measured_and_resume_with_the_same_bits() {
 
 #[test]
 fn a_knob_that_stays_is_the_number() {
-    let with = |beta: &str| go(&[START, &format!("stage.rl.objective={{kl={{beta={beta}}}}}")]).unwrap();
+    let with = |beta: &str| go(&[START, &format!("stage.rl.objective={{kl={{beta={beta}}}}}")]);
     let (fixed, moving) = (with("0.1"), with("{kind=\"schedule\",from=0.1,to=0.1}"));
-    assert_eq!(fixed.read_bits("model/model.safetensors"), moving.read_bits("model/model.safetensors"));
-    assert!(moving.read("recipe.toml").contains("kind = \"schedule\""), "the kept recipe has the knob");
+    assert_eq!(fixed.bits("model/model.safetensors"), moving.bits("model/model.safetensors"));
+    assert!(moving.text("recipe.toml").contains("kind = \"schedule\""), "the kept recipe has the knob");
     // And one that reaches 0 after the first round is another run than either.
     let gone = with("{kind=\"schedule\",from=0.1,to=0.0,end=0.25}");
     assert_eq!(number(&gone.rounds()[3], "knob/objective.kl.beta"), 0.0);
-    assert_ne!(fixed.read_bits("model/model.safetensors"), gone.read_bits("model/model.safetensors"));
+    assert_ne!(fixed.bits("model/model.safetensors"), gone.bits("model/model.safetensors"));
 }
 
 #[test]
 fn terms_of_an_offline_stage_move() {
     let terms = "stage.sft.terms=[{weight={kind=\"schedule\",from=0.5,to=0.0},objective={kind=\"entropy_bonus\"}}]";
-    let metrics = go(&[terms, "stage.rl.steps=1"]).unwrap().read("metrics.jsonl");
+    let metrics = go(&[terms, "stage.rl.steps=1"]).text("metrics.jsonl");
     let values: Vec<f64> = metrics
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
@@ -61,16 +64,16 @@ fn the_kl_in_the_reward_begins_at_zero() {
             format!("stage.rl.objective={{advantage={{kind=\"rloo\"}},surrogate={{kind=\"reinforce\"}}{kl}}}");
         let mut sets = vec!["stage.rl.group=[]", &objective, steps];
         sets.extend((!kl.is_empty()).then_some(START));
-        go(&sets).unwrap()
+        go(&sets)
     };
     let charged = ",kl_reward={beta=50.0}";
     let (free, one) = (run("stage.rl.steps=1", ""), run("stage.rl.steps=1", charged));
     assert_eq!(number(&one.rounds()[0], "reward_kl"), 0.0);
-    assert_eq!(free.read_bits("model/model.safetensors"), one.read_bits("model/model.safetensors"));
+    assert_eq!(free.bits("model/model.safetensors"), one.bits("model/model.safetensors"));
     let (free, two) = (run("stage.rl.steps=2", ""), run("stage.rl.steps=2", charged));
     assert_ne!(number(&two.rounds()[1], "reward_kl"), 0.0);
     assert_eq!(number(&free.rounds()[1], "reward"), number(&two.rounds()[1], "reward"), "as scored");
-    assert_ne!(free.read_bits("model/model.safetensors"), two.read_bits("model/model.safetensors"));
+    assert_ne!(free.bits("model/model.safetensors"), two.bits("model/model.safetensors"));
 }
 
 #[test]
@@ -97,8 +100,8 @@ fn ppo_resumes_with_the_same_bits() {
 fn the_first_step_of_ppo_is_that_of_plain_returns() {
     let with = |advantage: &str, critic: &[&str]| {
         let objective = format!("stage.rl.objective={{advantage={advantage}}}");
-        let done = go(&[critic, &["stage.rl.group=[]", "stage.rl.steps=1", &objective]].concat()).unwrap();
-        done.read_bits("model/model.safetensors")
+        let done = go(&[critic, &["stage.rl.group=[]", "stage.rl.steps=1", &objective]].concat());
+        done.bits("model/model.safetensors")
     };
     let (ppo, plain) = (with("{kind=\"gae\",whiten=false}", &CRITIC[..2]), with("{kind=\"returns\"}", &[]));
     assert!(ppo == plain);
@@ -114,7 +117,7 @@ fn the_critic_learns_alone_while_the_policy_waits() {
         "stage.rl.objective={advantage={kind=\"gae\"}}",
         "stage.rl.rewards=[{name=\"one\",kind=\"format\",pattern=\".*\"}]",
     ];
-    let done = go(&[&sets[..], &more[..]].concat()).unwrap();
+    let done = go(&[&sets[..], &more[..]].concat());
     let rounds = done.rounds();
     assert!(rounds[..15].iter().all(|r| r.get("grad_norm").is_none()) && rounds[15].get("grad_norm").is_some());
     let losses: Vec<f64> = rounds.iter().map(|r| number(r, "value_loss")).collect();
@@ -126,7 +129,7 @@ fn the_critic_learns_alone_while_the_policy_waits() {
 fn the_critic_does_not_depend_on_micro_batches() {
     let of = |micro: &str| {
         let more = ["stage.rl.objective={advantage={kind=\"gae\",lambda=0.9}}", "stage.rl.steps=2", micro];
-        go(&[&CRITIC[..], &more[..]].concat()).unwrap().rounds()
+        go(&[&CRITIC[..], &more[..]].concat()).rounds()
     };
     let (whole, cut) = (of("stage.rl.micro_tokens=100000"), of("stage.rl.micro_tokens=1"));
     for name in ["value_loss", "value/grad_norm", "value/mean", "grad_norm"] {

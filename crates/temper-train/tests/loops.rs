@@ -1,14 +1,17 @@
 //! The two loops on a very small model, through whole runs: what must hold bit for bit, and what must be reported.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 
+use common::{StopAfter, bits, fresh, lines, number, parsed, same};
 use serde_json::Value;
 use temper_tensor::Cpu;
-use temper_train::recipe::{self, Recipe, Severity};
+use temper_train::recipe::{self, Severity};
 use temper_train::run::{RunOptions, run};
 use temper_train::rundir::RunDir;
-use temper_train::watch::{Event, Silent, Stop, Watch};
+use temper_train::watch::{Silent, Stop};
 use temper_train::{Error, Outcome};
 
 /// A byte tokenizer, a random model of two blocks, a few steps of SFT, and three rounds of GRPO with a reward on which even a
@@ -62,44 +65,13 @@ checkpoint_every = 2
 log_rollouts_every = 1
 "#;
 
-fn parsed(text: &str, sets: &[&str]) -> Recipe {
-    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    let recipe = recipe::parse(text, Path::new("loops.toml"), &sets).unwrap();
-    let errors: Vec<_> = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error).collect();
-    assert!(errors.is_empty(), "{errors:?}");
-    recipe
-}
-
 fn go(dir: &Path, sets: &[&str]) -> Result<Outcome, Error> {
     run(&parsed(RECIPE, sets), &RunDir::at(dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new())
 }
 
-fn lines(dir: &Path, stage: &str) -> Vec<Value> {
-    let text = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
-    let all = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-    all.filter(|v| v["stage"] == stage).collect()
-}
-
-fn number(line: &Value, name: &str) -> f64 {
-    line[name].as_f64().unwrap_or_else(|| panic!("{name} is not in {line}"))
-}
-
-fn bits(dir: &Path, file: &str) -> Vec<u8> {
-    fs::read(dir.join(file)).unwrap()
-}
-
 fn same_run(a: &Path, b: &Path) {
-    for file in
-        ["metrics.jsonl", "rollouts.jsonl", "ledger.json", "stages/sft/model.safetensors", "model/model.safetensors"]
-    {
-        assert!(bits(a, file) == bits(b, file), "{file} differs");
-    }
-}
-
-fn fresh() -> (tempfile::TempDir, std::path::PathBuf) {
-    let base = tempfile::tempdir().unwrap();
-    let dir = base.path().join("run");
-    (base, dir)
+    let model = ["stages/sft/model.safetensors", "model/model.safetensors"];
+    same(a, b, &[&["metrics.jsonl", "rollouts.jsonl", "ledger.json"][..], &model].concat());
 }
 
 #[test]
@@ -142,7 +114,7 @@ fn in_bf16_the_first_ratio_is_one_the_kl_zero_and_a_resumed_run_the_same() {
     for after in [2, 5] {
         let (_base, dir) = fresh();
         let (stop, options) = (Stop::new(), RunOptions { resume: true, ..RunOptions::default() });
-        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop).unwrap();
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter::new(after, &stop), &stop).unwrap();
         run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
         same_run(&whole, &dir);
     }
@@ -190,20 +162,6 @@ fn threads_change_no_bit() {
     same_run(&one, &three);
 }
 
-/// Asks the run to stop after a number of rounds.
-struct StopAfter<'a>(usize, &'a Stop);
-
-impl Watch for StopAfter<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::Step { .. } = event {
-            self.0 = self.0.saturating_sub(1);
-            if self.0 == 0 {
-                self.1.request();
-            }
-        }
-    }
-}
-
 #[test]
 fn stopped_anywhere_and_resumed_a_run_ends_with_the_same_bits() {
     let (_base, whole) = fresh();
@@ -214,7 +172,7 @@ fn stopped_anywhere_and_resumed_a_run_ends_with_the_same_bits() {
         let stop = Stop::new();
         let options = RunOptions { resume: true, ..RunOptions::default() };
         let first =
-            run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop).unwrap();
+            run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter::new(after, &stop), &stop).unwrap();
         assert_eq!(first, Outcome::Interrupted, "after {after} rounds");
         let second = run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
         assert_eq!(second, Outcome::Done);
@@ -312,7 +270,7 @@ fn shaped_groups_resume_with_the_same_bits() {
         let (_base, dir) = fresh();
         let stop = Stop::new();
         let options = RunOptions { resume: true, ..RunOptions::default() };
-        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop).unwrap();
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter::new(after, &stop), &stop).unwrap();
         run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
         same_run(&whole, &dir);
     }
@@ -378,7 +336,7 @@ fn a_stop_right_after_a_resume_keeps_the_checkpoint() {
         if rounds == 0 {
             stop.request();
         }
-        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(rounds, &stop), &stop).unwrap()
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter::new(rounds, &stop), &stop).unwrap()
     };
     assert_eq!(attempt(3), Outcome::Interrupted);
     assert_eq!(attempt(0), Outcome::Interrupted);
@@ -422,7 +380,7 @@ fn a_stage_that_needs_another_batch_of_files_says_so() {
     let recipe = parsed(RECIPE, &[&source, "stage.sft.checkpoint_every=1"]);
     let stop = Stop::new();
     let options = RunOptions { resume: true, ..RunOptions::default() };
-    run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(2, &stop), &stop).unwrap();
+    run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter::new(2, &stop), &stop).unwrap();
     fs::write(&data, row.repeat(5)).unwrap();
     let error = run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap_err();
     assert!(error.to_string().contains("it had [8] rows a source, now [5]"), "{error}");
@@ -488,7 +446,7 @@ fn a_resume_is_recorded_beside_what_the_run_began_with() {
     let attempt = |isa: &str, rounds: usize| {
         let stop = Stop::new();
         let options = RunOptions { resume: true, env: serde_json::json!({ "isa": isa }) };
-        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(rounds, &stop), &stop).unwrap()
+        run(&recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter::new(rounds, &stop), &stop).unwrap()
     };
     assert_eq!((attempt("one", 2), attempt("two", 99)), (Outcome::Interrupted, Outcome::Done));
     let env: Value = serde_json::from_slice(&bits(&dir, "env.json")).unwrap();

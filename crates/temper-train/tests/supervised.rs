@@ -1,14 +1,14 @@
 //! The offline loop with every supervised objective, input change and constraint, on a very small model.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 
+use common::{StopAfter, fresh, go_on, lines, number, same};
 use serde_json::Value;
-use temper_tensor::Cpu;
 use temper_train::recipe::{self, Severity};
-use temper_train::run::{RunOptions, run};
-use temper_train::rundir::RunDir;
-use temper_train::watch::{Event, Silent, Stop, Watch};
+use temper_train::watch::{Silent, Stop, Watch};
 use temper_train::{Error, Outcome};
 
 const RECIPE: &str = r#"
@@ -40,24 +40,14 @@ checkpoint_every = 1
 const REFERENCE: &str = "model.reference.policy_at=stage_start";
 
 fn parsed(sets: &[&str]) -> recipe::Recipe {
-    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    let recipe = recipe::parse(RECIPE, Path::new("supervised.toml"), &sets).unwrap();
-    let errors: Vec<_> = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error).collect();
-    assert!(errors.is_empty(), "{errors:?}");
-    recipe
+    common::parsed(RECIPE, sets)
 }
 
 /// The metrics of a run's steps.
 fn steps(sets: &[&str]) -> Result<Vec<Value>, Error> {
-    let base = tempfile::tempdir().unwrap();
-    let dir = base.path().join("run");
-    run(&parsed(sets), &RunDir::at(&dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new())?;
-    let text = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
-    Ok(text.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
-}
-
-fn number(line: &Value, name: &str) -> f64 {
-    line[name].as_f64().unwrap_or_else(|| panic!("{name} is not in {line}"))
+    let (_base, dir) = fresh();
+    go_on(&parsed(sets), &dir, &mut Silent, &Stop::new())?;
+    Ok(lines(&dir, "sft"))
 }
 
 const ANCHORED: &str = "stage.sft.terms=[{weight=0.5,objective={kind=\"reference_kl\",estimator={kind=\"k2\"}}}]";
@@ -121,20 +111,6 @@ fn multipliers_follow_the_losses() {
     assert!(lines.iter().all(|l| number(l, "constraint/violated") == 1.0));
 }
 
-/// Asks the run to stop after a number of steps.
-struct StopAfter<'a>(usize, &'a Stop);
-
-impl Watch for StopAfter<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::Step { .. } = event {
-            self.0 = self.0.saturating_sub(1);
-            if self.0 == 0 {
-                self.1.request();
-            }
-        }
-    }
-}
-
 #[test]
 fn a_resumed_run_ends_with_the_same_bits() {
     let sets = [
@@ -146,43 +122,34 @@ fn a_resumed_run_ends_with_the_same_bits() {
     ];
     let recipe = parsed(&sets);
     let base = tempfile::tempdir().unwrap();
-    let options = RunOptions { resume: true, ..RunOptions::default() };
-    let go = |dir: &Path, watch: &mut dyn Watch, stop: &Stop| {
-        run(&recipe, &RunDir::at(dir), &options, &Cpu::new(), watch, stop).unwrap()
-    };
+    let go = |dir: &Path, watch: &mut dyn Watch, stop: &Stop| go_on(&recipe, dir, watch, stop).unwrap();
     let (whole, cut) = (base.path().join("whole"), base.path().join("cut"));
     assert_eq!(go(&whole, &mut Silent, &Stop::new()), Outcome::Done);
     let stop = Stop::new();
-    assert_eq!(go(&cut, &mut StopAfter(2, &stop), &stop), Outcome::Interrupted);
+    assert_eq!(go(&cut, &mut StopAfter::new(2, &stop), &stop), Outcome::Interrupted);
     assert_eq!(go(&cut, &mut Silent, &Stop::new()), Outcome::Done);
-    for file in ["metrics.jsonl", "model/model.safetensors"] {
-        assert!(fs::read(whole.join(file)).unwrap() == fs::read(cut.join(file)).unwrap(), "{file} differs");
-    }
+    same(&whole, &cut, &["metrics.jsonl", "model/model.safetensors"]);
 }
 
 #[test]
 fn a_reference_from_outside_that_has_changed_is_noticed_on_resume() {
     let base = tempfile::tempdir().unwrap();
     let (made, cut) = (base.path().join("made"), base.path().join("cut"));
-    let options = RunOptions { resume: true, ..RunOptions::default() };
-    let go = |recipe, dir: &Path, watch: &mut dyn Watch, stop: &Stop| {
-        run(recipe, &RunDir::at(dir), &options, &Cpu::new(), watch, stop)
-    };
     let plain = parsed(&[]);
-    go(&plain, &made, &mut Silent, &Stop::new()).unwrap();
+    go_on(&plain, &made, &mut Silent, &Stop::new()).unwrap();
     let reference = format!("model.reference.path={}", made.join("model").display());
     let recipe = parsed(&[ANCHORED, &reference]);
     let stop = Stop::new();
-    assert_eq!(go(&recipe, &cut, &mut StopAfter(2, &stop), &stop).unwrap(), Outcome::Interrupted);
+    assert_eq!(go_on(&recipe, &cut, &mut StopAfter::new(2, &stop), &stop).unwrap(), Outcome::Interrupted);
     let weights = made.join("model/model.safetensors");
     let before = fs::read(&weights).unwrap();
     let mut bytes = before.clone();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&weights, &bytes).unwrap();
-    let error = go(&recipe, &cut, &mut Silent, &Stop::new()).unwrap_err().to_string();
+    let error = go_on(&recipe, &cut, &mut Silent, &Stop::new()).unwrap_err().to_string();
     assert!(error.contains("reference model") && error.contains("changed"), "{error}");
     fs::write(&weights, &before).unwrap();
-    assert_eq!(go(&recipe, &cut, &mut Silent, &Stop::new()).unwrap(), Outcome::Done);
+    assert_eq!(go_on(&recipe, &cut, &mut Silent, &Stop::new()).unwrap(), Outcome::Done);
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! Two very small runs. One for what must hold bit for bit: a byte tokenizer, a random model of two blocks, a few steps of SFT, and
 //! rounds of GRPO with a reward on which even a random model's groups differ. One on models/tiny, whose answers are answers.
 
-use std::fs;
-use std::path::Path;
+#![allow(dead_code)] // each test file uses its part
+
+use std::path::PathBuf;
 
 use serde_json::Value;
-use temper_tensor::Cpu;
 use temper_train::Outcome;
-use temper_train::recipe::{self, Recipe, Severity};
-use temper_train::run::{RunOptions, run};
-use temper_train::rundir::RunDir;
-use temper_train::watch::{Event, Silent, Stop, Watch};
+use temper_train::recipe::{self, Recipe};
+use temper_train::watch::{Silent, Stop};
+
+use crate::common::{StopAfter, bits, fresh, go_on, logged, parsed, read, same};
 
 const RECIPE: &str = r#"
 name = "rollouts"
@@ -77,71 +77,50 @@ checkpoint_every = 100
 log_rollouts_every = 100
 "#;
 
-fn parsed(text: &str, sets: &[&str]) -> Recipe {
-    let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    recipe::parse(text, Path::new("rollouts.toml"), &sets).unwrap()
-}
-
-fn read(sets: &[&str]) -> Recipe {
-    parsed(RECIPE, sets)
-}
-
 /// Everything that `temper check` would say of the recipe with these settings.
 pub(crate) fn problems(sets: &[&str]) -> String {
-    let found = recipe::check(&read(sets));
+    let found = recipe::check(&read(RECIPE, sets));
     found.iter().map(|p| format!("{}: {} ({})", p.at, p.what, p.hint)).collect::<Vec<_>>().join("\n")
-}
-
-fn sound(recipe: Recipe) -> Recipe {
-    let errors: Vec<_> = recipe::check(&recipe).into_iter().filter(|p| p.severity == Severity::Error).collect();
-    assert!(errors.is_empty(), "{errors:?}");
-    recipe
 }
 
 /// What a run left behind.
 pub(crate) struct Done {
+    dir: PathBuf,
     base: tempfile::TempDir,
 }
 
 impl Done {
-    fn dir(&self) -> std::path::PathBuf {
-        self.base.path().join("run")
-    }
-    fn lines(&self, file: &str) -> Vec<Value> {
-        let text = fs::read_to_string(self.dir().join(file)).unwrap();
-        text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).filter(|v| v["stage"] == "rl").collect()
+    fn new() -> Self {
+        let (base, dir) = fresh();
+        Self { dir, base }
     }
     /// The rounds' metrics.
     pub(crate) fn rounds(&self) -> Vec<Value> {
-        self.lines("metrics.jsonl")
+        logged(&self.dir, "metrics.jsonl", "rl")
     }
     /// The rollouts of all rounds.
     pub(crate) fn rollouts(&self) -> Vec<Value> {
-        self.lines("rollouts.jsonl")
+        logged(&self.dir, "rollouts.jsonl", "rl")
     }
-    fn same(&self, other: &Self) {
-        for file in ["metrics.jsonl", "rollouts.jsonl", "model/model.safetensors"] {
-            let bits = |d: &Self| fs::read(d.dir().join(file)).unwrap();
-            assert!(bits(self) == bits(other), "{file} differs");
-        }
+    /// A file's bytes.
+    pub(crate) fn bits(&self, file: &str) -> Vec<u8> {
+        bits(&self.dir, file)
     }
-}
-
-/// One number of a round.
-pub(crate) fn number(line: &Value, name: &str) -> f64 {
-    line[name].as_f64().unwrap_or_else(|| panic!("{name} is not in {line}"))
+    /// A file's text.
+    pub(crate) fn text(&self, file: &str) -> String {
+        String::from_utf8(self.bits(file)).unwrap()
+    }
 }
 
 fn whole(recipe: &Recipe) -> Done {
-    let done = Done { base: tempfile::tempdir().unwrap() };
-    let dir = done.dir();
-    run(recipe, &RunDir::at(&dir), &RunOptions::default(), &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
+    let done = Done::new();
+    go_on(recipe, &done.dir, &mut Silent, &Stop::new()).unwrap();
     done
 }
 
 /// Runs the random model.
 pub(crate) fn go(sets: &[&str]) -> Done {
-    whole(&sound(read(sets)))
+    whole(&parsed(RECIPE, sets))
 }
 
 /// The random model with another learner: a stage `peer` before, like `rl`, from the same start.
@@ -149,7 +128,7 @@ fn with_peer(sets: &[&str]) -> Recipe {
     let rl = RECIPE.find("[[stage]]\nid = \"rl\"").unwrap();
     let peer = RECIPE[rl..].replace("id = \"rl\"", "id = \"peer\"");
     let text = format!("{}{peer}\n{}\nfrom = \"sft\"\n", &RECIPE[..rl], &RECIPE[rl..]);
-    sound(parsed(&text, sets))
+    parsed(&text, sets)
 }
 
 /// Two learners, stopped after each round of the second one and resumed. Returns the uninterrupted run.
@@ -160,39 +139,23 @@ pub(crate) fn peers_resume(sets: &[&str]) -> Done {
 /// Runs models/tiny.
 pub(crate) fn tiny(sets: &[&str]) -> Done {
     let path = format!("model.policy.path={}/../../models/tiny", env!("CARGO_MANIFEST_DIR"));
-    whole(&sound(parsed(TINY, &[&[path.as_str()], sets].concat())))
-}
-
-/// Asks the run to stop after a number of rounds.
-struct StopAfter<'a>(usize, &'a Stop);
-
-impl Watch for StopAfter<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::Step { stage: "rl", .. } = event {
-            self.0 = self.0.saturating_sub(1);
-            if self.0 == 0 {
-                self.1.request();
-            }
-        }
-    }
+    whole(&parsed(TINY, &[&[path.as_str()], sets].concat()))
 }
 
 /// Stopped after each of its four rounds and resumed, the run ends with the same bits. Returns the uninterrupted one.
 pub(crate) fn resumes(sets: &[&str]) -> Done {
-    stopped_and_resumed(&sound(read(sets)))
+    stopped_and_resumed(&parsed(RECIPE, sets))
 }
 
 fn stopped_and_resumed(recipe: &Recipe) -> Done {
     let whole = whole(recipe);
     for after in 1..4 {
-        let part = Done { base: tempfile::tempdir().unwrap() };
-        let dir = part.dir();
+        let part = Done::new();
         let stop = Stop::new();
-        let options = RunOptions { resume: true, ..RunOptions::default() };
-        let first = run(recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut StopAfter(after, &stop), &stop);
+        let first = go_on(recipe, &part.dir, &mut StopAfter::new(after, &stop).of("rl"), &stop);
         assert_eq!(first.unwrap(), Outcome::Interrupted, "after {after} rounds");
-        run(recipe, &RunDir::at(&dir), &options, &Cpu::new(), &mut Silent, &Stop::new()).unwrap();
-        whole.same(&part);
+        go_on(recipe, &part.dir, &mut Silent, &Stop::new()).unwrap();
+        same(&whole.dir, &part.dir, &["metrics.jsonl", "rollouts.jsonl", "model/model.safetensors"]);
     }
     whole
 }

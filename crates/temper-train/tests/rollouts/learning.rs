@@ -1,6 +1,7 @@
 //! Every family of policy objectives learns: on models/tiny, the reward rises for each of several seeds.
 
-use crate::fixture::{number, tiny};
+use crate::common::number;
+use crate::fixture::tiny;
 
 /// Rounds at the beginning, and at the end, whose mean rewards are compared.
 const FIRST: usize = 2;

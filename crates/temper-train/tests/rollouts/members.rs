@@ -1,6 +1,7 @@
 //! Members that the policy did not sample, budgets in stages, and steps that are drawn anew.
 
-use crate::fixture::{go, number, peers_resume, problems, resumes};
+use crate::common::number;
+use crate::fixture::{go, peers_resume, problems, resumes};
 
 /// The ratio of a demonstration is 1 like that of the group's own rollouts, bit for bit: its log-probabilities are those of the
 /// policy before the update. What was sampled is the same as without.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::fixture::{go, number, problems, resumes, tiny};
+use crate::common::number;
+use crate::fixture::{go, problems, resumes, tiny};
 use serde_json::Value;
 
 /// The rollouts of one round by task.

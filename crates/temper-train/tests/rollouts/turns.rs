@@ -1,6 +1,7 @@
 //! Several turns of the model in one rollout: sampled, scored and trained alike; and refinements of wrong answers.
 
-use crate::fixture::{go, number, problems, resumes};
+use crate::common::number;
+use crate::fixture::{go, problems, resumes};
 use serde_json::Value;
 
 const AGAIN: &str = "stage.rl.environment={kind=\"second_attempt\",prompt=\"Again.\",first=0.5,bonus=2.0}";
