@@ -29,6 +29,8 @@ pub mod run;
 pub mod rundir;
 pub mod sampling;
 pub mod state;
+mod streams;
+mod supervised;
 pub mod transform;
 pub mod watch;
 

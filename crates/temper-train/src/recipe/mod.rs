@@ -12,6 +12,7 @@ mod load;
 mod method;
 mod parts;
 mod stages;
+mod stream;
 
 pub use adapter::Adapter;
 pub use check::{Problem, Severity, check, check_task};
@@ -24,6 +25,7 @@ pub use parts::{
     Optimizer, Overflow, Save, SaveDtype, Shape,
 };
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
+pub use stream::{Demonstrations, Stream};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -15,6 +15,7 @@ use super::knobs::Knobs;
 use super::parts::{
     Batch, Clip, CriticStage, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape, clip_norm,
 };
+use super::stream::Stream;
 use crate::transform::Transform;
 
 /// One stage of a run.
@@ -71,6 +72,7 @@ impl Stage {
             Self::Online(s) => s.objective.needs(),
             Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => Needs::NONE,
         };
+        let needs: Needs = self.streams().iter().map(|s| s.loss().needs()).chain([needs]).collect();
         needs.contains(Needs::LOGP_REF)
     }
 
@@ -80,6 +82,15 @@ impl Stage {
             Self::Offline(s) => s.adapter.as_ref(),
             Self::Online(s) => s.adapter.as_ref(),
             Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
+        }
+    }
+
+    /// Its further losses.
+    pub fn streams(&self) -> &[Stream] {
+        match self {
+            Self::Offline(s) => &s.streams,
+            Self::Online(s) => &s.streams,
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => &[],
         }
     }
 
@@ -164,6 +175,12 @@ pub struct OfflineStage {
     /// Further terms of the loss, each with a `weight` and an `objective` (default none).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub terms: Vec<WeightedTerm>,
+    /// Further losses on data of their own in every optimiser step (default none).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<Stream>,
+    /// Factor of the stage's own loss beside those of its streams (default 1).
+    #[serde(default = "share")]
+    pub weight: f64,
     /// A bound on every example's loss, kept by multipliers (default none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint: Option<SampleConstraint>,
@@ -274,6 +291,12 @@ pub struct OnlineStage {
     /// Advantage, ratio, surrogate, KL term and weighting.
     #[serde(default)]
     pub objective: PolicyObjective,
+    /// Further losses on data of their own in every optimiser step (default none).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<Stream>,
+    /// Factor of the stage's own loss beside those of its streams (default 1).
+    #[serde(default = "share")]
+    pub weight: f64,
     /// What changes the rewards of a group before it is compared, in order (default nothing).
     #[serde(default)]
     pub shaping: Vec<RewardShaping>,

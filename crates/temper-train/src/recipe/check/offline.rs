@@ -2,14 +2,15 @@
 
 use temper_algo::{Needs, Weighting};
 
-use super::Found;
 use super::parts::{count, data_problems, optimizer_problems, schedule_problems};
+use super::{Found, streams};
 use crate::recipe::{Input, Mask, OfflineStage, Recipe};
 use crate::transform::Transform;
 
 /// What is wrong with the stage as it stands.
 pub(super) fn problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut Found) {
     data_problems(at, &s.data, found);
+    streams::problems(recipe, at, &s.streams, s.weight, None, found);
     found.exactly_one(
         at,
         "`batch.examples` and `batch.tokens`",
