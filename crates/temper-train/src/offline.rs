@@ -189,7 +189,7 @@ pub fn micro_batches(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<
 }
 
 /// How the stage trains in the step after `done`.
-fn settings<'a>(ctx: &Context<'a>, stage: &'a OfflineStage, done: usize) -> Settings<'a> {
+fn settings<'a, 'c: 'a>(ctx: &Context<'c>, stage: &'a OfflineStage, done: usize) -> Settings<'a> {
     Settings {
         ops: ctx.ops(),
         stage: &stage.id,

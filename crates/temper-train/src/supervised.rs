@@ -37,7 +37,7 @@ pub(crate) struct Sums {
 }
 
 /// How a stage trains, whatever the rows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Settings<'a> {
     pub ops: &'a dyn Ops,
     /// The stage, for messages.

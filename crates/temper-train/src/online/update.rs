@@ -153,7 +153,7 @@ pub(super) fn run(
 }
 
 /// How the stage's streams train in optimiser step `at`.
-fn settings<'a>(ctx: &Context<'a>, stage: &'a OnlineStage, at: u64, round: usize) -> Settings<'a> {
+fn settings<'a, 'c: 'a>(ctx: &Context<'c>, stage: &'a OnlineStage, at: u64, round: usize) -> Settings<'a> {
     Settings {
         ops: ctx.ops(),
         stage: &stage.id,
