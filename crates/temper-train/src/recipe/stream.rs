@@ -67,13 +67,7 @@ pub struct Demonstrations {
 }
 
 impl Demonstrations {
-    /// Whether a task is shown whose rollouts earned these rewards.
-    ///
-    /// ```
-    /// use temper_train::recipe::Demonstrations;
-    /// let hard = Demonstrations { most_right: Some(1), threshold: 0.5 };
-    /// assert!(hard.applies(&[0.0, 1.0, 0.5]) && !hard.applies(&[1.0, 1.0, 0.0]) && !hard.applies(&[]));
-    /// ```
+    /// Whether a task is shown whose rollouts earned these rewards; one without any is not of this round.
     pub fn applies(&self, rewards: &[f64]) -> bool {
         let right = rewards.iter().filter(|r| **r > self.threshold).count();
         !rewards.is_empty() && self.most_right.is_none_or(|most| right <= most)
@@ -100,4 +94,16 @@ fn half() -> f64 {
 }
 fn max_tokens() -> usize {
     1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Demonstrations;
+
+    #[test]
+    fn hard_tasks_are_shown() {
+        let hard = Demonstrations { most_right: Some(1), threshold: 0.5 };
+        assert!(hard.applies(&[0.0, 1.0, 0.5]) && !hard.applies(&[1.0, 1.0, 0.0]) && !hard.applies(&[]));
+        assert!(Demonstrations { most_right: None, ..hard }.applies(&[1.0; 4]));
+    }
 }
