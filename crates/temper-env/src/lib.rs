@@ -11,6 +11,7 @@ mod environment;
 mod error;
 mod reward;
 mod source;
+mod step;
 mod task;
 mod validate;
 mod verify;
@@ -23,6 +24,7 @@ pub use source::{
     BbhSource, BlimpSource, Families, FileSource, Gsm8kSource, MultipleChoiceSource, TaskSet, TaskSource,
     TinyWorldSource,
 };
+pub use step::{right_steps, steps};
 pub use task::{Pair, Task, Verdict};
 pub use validate::{Cell, Failure, Validation, validate, validate_tiny_world};
 pub use verify::{Form, Pattern, Verifier};

@@ -81,6 +81,12 @@ pub const EXPLAINED_VARIANCE: &str = "value/explained_variance";
 pub const QUANTILE_LOW: &str = "risk/quantile_low";
 /// Upper tracked quantile of the bundle scores; only with the advantage `risk`.
 pub const QUANTILE_HIGH: &str = "risk/quantile_high";
+/// Mean number of steps of the sampled completions of groups that are not dropped (`step_rewards`).
+pub const STEPS: &str = "steps/mean";
+/// Mean reward of their steps (`step_rewards`).
+pub const STEP_REWARD: &str = "steps/reward";
+/// Mean reward that was expected before the first token of the completions (`step_rewards` of kind `continued`).
+pub const STEPS_PRIOR: &str = "steps/prior";
 /// Mean completion length, tokens.
 pub const LENGTH_MEAN: &str = "completions/mean_length";
 /// Shortest completion, tokens.

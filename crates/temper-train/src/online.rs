@@ -53,6 +53,9 @@ pub fn run(
         let (now, peer) = (&stage.knobs.fix(stage, &knobs), peer.as_ref());
         let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage: now, seed, peer, context };
         let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
+        let mut metrics = Metrics::default();
+        let at = (progress.step, seed);
+        rollout::score_steps(ctx, &learner.model, now, &mut scorer, &mut groups, at, &mut metrics)?;
         let others = Others { policy: &learner.model, reference: reference.as_deref(), critic: critic.as_deref() };
         let kl = others.read(ctx, now, &mut groups)?;
         readings::finite(&groups)?;
@@ -65,7 +68,6 @@ pub fn run(
         measure::remember(ctx, progress.step, &sampled);
         measure::log(ctx, now, progress.step, &sampled)?;
 
-        let mut metrics = Metrics::default();
         let tokens = measure::rewards(now, &sampled, &mut metrics);
         measure::shaping(now, &groups, replaced.len(), progress, &mut metrics);
         measure::members(now, &groups, progress, &mut metrics);

@@ -1,21 +1,27 @@
 //! What a recipe will do: rows, steps, tokens, memory, and the first training example as the model will see it.
 
+mod beside;
+mod sizes;
+
 use std::path::Path;
 
 use serde::Serialize;
+use temper_algo::Coupling;
 use temper_algo::group_reuse::{InjectFrom, InjectWhen};
-use temper_algo::{Coupling, Needs};
 use temper_data::{Encoded, Tokenizer, encode_prompt};
 use temper_model::{Config, Lora};
 
 use crate::error::Result;
-use crate::memory::{self, Memory, Sizes, largest_micro_batch};
+use crate::memory::{self, Memory, Sizes};
 use crate::models::{self as sources, Source};
 use crate::recipe::{
-    Adapter, AfterUpdate, Batch, DataSource, EvalSource, EvalTask, GradientTransform, ModelSpec, OfflineStage,
-    OnlineStage, Recipe, Shape, Stage, Stream,
+    DataSource, EvalSource, EvalTask, ModelSpec, OfflineStage, OnlineStage, Recipe, Shape, Stage, StepRewards,
 };
-use crate::{examples, hub, offline, streams};
+use crate::{examples, hub, offline};
+use beside::{Beside, around};
+use sizes::bounds;
+
+pub use sizes::{offline_sizes, online_sizes};
 
 /// What one stage will do.
 #[derive(Debug, Clone, Serialize)]
@@ -88,87 +94,6 @@ pub fn check_memory(recipe: &Recipe, available: Option<u64>) -> Result<()> {
         memory::fits(stage.id(), config, &exact.unwrap_or(most), available)?;
     }
     Ok(())
-}
-
-/// Tokens of the longest row of some data, and of all its rows.
-type Rows = (usize, usize);
-
-/// What is known of streams before their data is read.
-fn bounds(streams: &[Stream], context: usize) -> Vec<Rows> {
-    streams.iter().map(|s| s.bound(context)).collect()
-}
-
-/// The largest micro-batch of an optimiser step.
-fn micro_batch(limit: usize, batch: Option<&Batch>, (longest, total): Rows) -> usize {
-    let of = |b: &Batch| b.tokens.or_else(|| b.examples.and_then(|n| n.checked_mul(longest)));
-    let step = batch.and_then(of).unwrap_or(usize::MAX);
-    largest_micro_batch(limit, longest, step.min(total))
-}
-
-/// A stage's sizes when its streams have these rows too.
-fn with_streams(mut sizes: Sizes, limit: usize, streams: &[Stream], rows: &[Rows]) -> Sizes {
-    for (stream, rows) in streams.iter().zip(rows) {
-        sizes.micro_tokens = sizes.micro_tokens.max(micro_batch(limit, stream.batch.as_ref(), *rows));
-        sizes.longest = sizes.longest.max(rows.0);
-    }
-    sizes
-}
-
-/// Sizes of an offline stage with these rows, and those of its streams.
-pub fn offline_sizes(recipe: &Recipe, s: &OfflineStage, rows: Rows, streams: &[Rows]) -> Sizes {
-    let sizes = Sizes {
-        micro_tokens: micro_batch(s.micro_tokens, Some(&s.batch), rows),
-        longest: rows.0,
-        recompute: s.recompute,
-        cached_tokens: 0,
-        ..models(recipe, s.adapter.as_ref(), needs_reference(s.loss().needs(), &s.streams), false)
-    };
-    with_streams(copies(sizes, &s.gradient, &s.after_update), s.micro_tokens, &s.streams, streams)
-}
-
-/// A stage's sizes with the copies of what is trained that it keeps.
-fn copies(sizes: Sizes, gradient: &[GradientTransform], after: &[AfterUpdate]) -> Sizes {
-    let start = usize::from(!gradient.is_empty());
-    Sizes { copies: start + after.iter().filter(|a| !a.moves_reference()).count(), ..sizes }
-}
-
-/// Sizes of an online stage whose longest prompt has `prompt` tokens, and whose streams have these rows.
-pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize, streams: &[Rows]) -> Sizes {
-    let turns = s.environment.as_ref().map_or(1, temper_env::Environment::turns);
-    let (samples, completion) = (s.samples_per_prompt, turns * s.sampling.max_tokens);
-    // A group is never split, so the largest micro-batch holds at least one.
-    let group = prompt + samples * completion;
-    let completions = s.prompts_per_step * samples;
-    // Episodes keep their caches between their turns.
-    let at_once = if turns > 1 { completions } else { s.max_batch.min(completions) };
-    let reference = needs_reference(s.objective.needs(), &s.streams);
-    let sizes = Sizes {
-        micro_tokens: largest_micro_batch(s.micro_tokens, group, s.prompts_per_step * group),
-        longest: group,
-        recompute: s.recompute,
-        cached_tokens: at_once * completion + at_once.div_ceil(samples) * prompt,
-        ..models(recipe, s.adapter.as_ref(), reference, s.critic.is_some())
-    };
-    with_streams(copies(sizes, &s.gradient, &s.after_update), s.micro_tokens, &s.streams, streams)
-}
-
-fn needs_reference(own: Needs, streams: &[Stream]) -> bool {
-    streams.iter().map(|s| s.loss().needs()).chain([own]).any(|needs| needs.contains(Needs::LOGP_REF))
-}
-
-/// The models of a stage.
-fn models(recipe: &Recipe, adapter: Option<&Adapter>, reference: bool, critic: bool) -> Sizes {
-    Sizes {
-        dtype: recipe.dtype,
-        lora: adapter.map(Adapter::lora),
-        reference: reference && own_reference(recipe, adapter.is_some()),
-        critic,
-        copies: 0,
-        micro_tokens: 0,
-        longest: 0,
-        recompute: false,
-        cached_tokens: 0,
-    }
 }
 
 /// The longest of the first prompts of every source, tokens.
@@ -325,7 +250,7 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
     let sizes = offline_sizes(recipe, s, (longest, tokens), &beside.rows);
     figures.extend(trained(sizes.lora.as_ref(), known));
     figures.extend(beside.figures);
-    figures.extend(around(&s.gradient, &s.after_update));
+    figures.extend(around(&s.gradient, &s.after_update, s.freeze.as_ref()));
     figures.extend(offline::extra_passes(s).into_iter().map(|pass| ("extra pass", pass.to_string())));
     Ok(StagePlan {
         example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
@@ -376,6 +301,15 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
         };
         figures.push(("added", format!("{what} {when}; its log-probabilities take a forward pass over it")));
     }
+    if let Some(steps) = &s.step_rewards {
+        let what = match steps {
+            StepRewards::Solution { .. } => "each step is compared with the task's worked solution".to_owned(),
+            StepRewards::Continued { samples, max_tokens, most, .. } => format!(
+                "{samples} ways to go on from each of at most {most} steps, of at most {max_tokens} tokens, sampled and scored"
+            ),
+        };
+        figures.push(("rewards of steps", what));
+    }
     if let Some(shared) = &s.shared {
         let what = format!(
             "up to {} groups of `{}` beside {} of its own in a step",
@@ -423,7 +357,7 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     let sizes = online_sizes(recipe, s, prompt.unwrap_or(s.max_prompt_tokens), &beside.rows);
     figures.extend(trained(sizes.lora.as_ref(), known));
     figures.extend(beside.figures);
-    figures.extend(around(&s.gradient, &s.after_update));
+    figures.extend(around(&s.gradient, &s.after_update, s.freeze.as_ref()));
     Ok(StagePlan {
         notes: beside.notes,
         memory: known.config.as_ref().map(|c| Memory::of(c, &sizes)),
@@ -432,63 +366,12 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     })
 }
 
-/// What a stage's streams will do.
-#[derive(Default)]
-struct Beside {
-    rows: Vec<Rows>,
-    figures: Vec<(&'static str, String)>,
-    notes: Vec<String>,
-}
-
-impl Beside {
-    fn of(recipe: &Recipe, stage: &str, streams: &[Stream], tokenizer: &Tokenizer, context: usize) -> Result<Self> {
-        let mut all = Self::default();
-        for (k, stream) in streams.iter().enumerate() {
-            let what = if let Some(shown) = &stream.demonstrations {
-                all.rows.push(stream.bound(context));
-                match shown.most_right {
-                    None => "a demonstration of every task of the round".to_owned(),
-                    Some(most) => format!("demonstrations of the round's tasks with at most {most} right rollouts"),
-                }
-            } else {
-                let rows = examples::of_stream(stream, tokenizer, context, streams::seed(recipe.stage_seed(stage), k))?;
-                let notes = examples::notes(&stream.data, &rows);
-                all.notes.extend(notes.into_iter().map(|note| format!("stream `{}`: {note}", stream.id)));
-                all.rows.push(rows.tokens());
-                let batch = stream.batch.as_ref();
-                let of = batch.and_then(|b| b.examples).map(|n| format!("{n} examples"));
-                let tokens = || format!("at most {} tokens", grouped(batch.and_then(|b| b.tokens).unwrap_or(0) as u64));
-                format!("{} a step, of {}", of.unwrap_or_else(tokens), grouped(rows.rows.len() as u64))
-            };
-            let loss = stream.loss();
-            let names: Vec<&str> = loss.weighted().map(|(_, o)| o.name()).collect();
-            all.figures.push(("stream", format!("`{}`: {what}; {} x {}", stream.id, stream.weight, names.join(" + "))));
-            all.figures.extend(
-                offline::loss_passes(&loss).into_iter().map(|pass| ("extra pass", format!("`{}`: {pass}", stream.id))),
-            );
-        }
-        Ok(all)
-    }
-}
-
-/// What comes before and after the optimiser's own update.
-fn around(gradient: &[GradientTransform], after: &[AfterUpdate]) -> Vec<(&'static str, String)> {
-    let before = gradient.iter().map(|g| ("gradients", g.name().to_owned()));
-    let copy = |a: &AfterUpdate| if a.moves_reference() { "" } else { ", which keeps a copy of what is trained" };
-    before.chain(after.iter().map(|a| ("after a step", format!("{}{}", a.name(), copy(a))))).collect()
-}
-
 /// How many parameters a stage with an adapter trains.
 fn trained(lora: Option<&Lora>, known: &Known) -> Option<(&'static str, String)> {
     let (lora, config) = (lora?, known.config.as_ref()?);
     let (own, all) = (lora.parameter_count(config), config.parameter_count());
     let share = 100.0 * own as f64 / (own + all).max(1) as f64;
     Some(("trained parameters", format!("{} of {} ({share:.2}%)", grouped(own), grouped(own + all))))
-}
-
-/// Whether a stage's reference is a second model: with an adapter, its start is the policy with the adapter off.
-fn own_reference(recipe: &Recipe, adapter: bool) -> bool {
-    !adapter || recipe.model.reference.as_ref().is_some_and(|r| r.path.is_some())
 }
 
 /// `1234567` as `1,234,567`.

@@ -10,6 +10,7 @@ mod round;
 mod sample;
 mod shape;
 mod share;
+mod steps;
 
 use serde::Serialize;
 use temper_algo::Fate;
@@ -26,6 +27,7 @@ pub use round::Sampling;
 pub use sample::complete;
 pub use shape::{advantages, redrawn};
 pub use share::Peer;
+pub use steps::score_steps;
 
 /// Branches of a stage's seed.
 const SAMPLE: u64 = 2;
@@ -36,6 +38,7 @@ const NOISE: u64 = 5;
 const REDRAW: u64 = 8;
 const REFINE: u64 = 9;
 const SHARE: u64 = 10;
+const STEPS: u64 = 13;
 
 /// Where a completion comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

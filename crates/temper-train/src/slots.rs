@@ -4,7 +4,7 @@
 use temper_algo::seed::SplitMix64;
 use temper_algo::split_seed;
 use temper_model::Model;
-use temper_tensor::{Grads, Ops, Params};
+use temper_tensor::{Grad, Grads, Ops, Params};
 
 use crate::adapter::Reference;
 use crate::error::{Error, Result};
@@ -109,8 +109,10 @@ pub(crate) fn sync(
         if let AfterUpdate::ReferenceSync { every, alpha } = after
             && step.is_multiple_of(*every)
         {
-            for (id, value) in Grads::copy(ops, &policy.params)?.iter() {
-                ops.param_mix(&mut reference.params.get_mut(id).value, value, *alpha as f32)?;
+            for (id, param) in policy.params.iter().filter(|(_, p)| p.trainable) {
+                let mut value = Grad::zeros_like(ops, param)?;
+                ops.grad_mix(&mut value, &param.value, 1.0)?;
+                ops.param_mix(&mut reference.params.get_mut(id).value, &value, *alpha as f32)?;
             }
         }
     }

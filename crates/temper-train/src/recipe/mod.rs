@@ -13,6 +13,7 @@ mod method;
 mod parts;
 mod slots;
 mod stages;
+mod steps;
 mod stream;
 
 pub use adapter::Adapter;
@@ -28,6 +29,7 @@ pub use parts::{
 pub(crate) use slots::matches;
 pub use slots::{AfterUpdate, Freeze, GradientTransform};
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
+pub use steps::{Give, StepRewards};
 pub use stream::{Demonstrations, Stream};
 
 use schemars::JsonSchema;

@@ -16,6 +16,7 @@ use super::parts::{
     Batch, Clip, CriticStage, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape, clip_norm,
 };
 use super::slots::{AfterUpdate, Freeze, GradientTransform};
+use super::steps::StepRewards;
 use super::stream::Stream;
 use crate::transform::Transform;
 
@@ -330,6 +331,9 @@ pub struct OnlineStage {
     pub sampling: Generation,
     /// What a completion is rewarded for: the weighted sum of the parts.
     pub rewards: Vec<RewardPart>,
+    /// Rewards of a completion's steps, beside these (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_rewards: Option<StepRewards>,
     /// Advantage, ratio, surrogate, KL term and weighting.
     #[serde(default)]
     pub objective: PolicyObjective,

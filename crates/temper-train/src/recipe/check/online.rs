@@ -7,7 +7,7 @@ use temper_algo::{GroupShaper, Needs, RewardShaping};
 
 use super::parts::{generation_problems, optimizer_problems, schedule_problems};
 use super::{Found, MOST, MOST_REFILLS, members, slots, streams};
-use crate::recipe::{ModelAt, ModelSpec, OnlineStage, Recipe};
+use crate::recipe::{ModelAt, ModelSpec, OnlineStage, Recipe, StepRewards};
 
 /// What is wrong with the stage as it stands.
 pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
@@ -21,7 +21,8 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
         found.tasks(at, &task.source);
         let shown = s.inject.as_ref().is_some_and(|i| i.from == InjectFrom::Demonstration)
             || s.streams.iter().any(|stream| stream.demonstrations.is_some());
-        if !shown {
+        let compared = matches!(s.step_rewards, Some(StepRewards::Solution { .. }));
+        if !shown && !compared {
             found.no_demonstrations(at, &task.source);
         }
     }
@@ -167,13 +168,7 @@ fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
     found.parts(at, "objective.advantage", round);
     s.shaping.iter().for_each(|shaping| found.parts(at, "shaping", shaping.check(&names)));
     s.group.iter().for_each(|shaper| found.parts(at, "group", shaper.check(s.samples_per_prompt)));
-    if needs.contains(Needs::STEPS) {
-        found.error(
-            at,
-            "the advantage reads `steps`: rewards of steps, which the online loop does not have yet",
-            "use an advantage that compares the rollouts of a group, such as `group_z_score`",
-        );
-    }
+    step_problems(at, s, found);
     if s.refill() > MOST_REFILLS {
         found.error(
             at,
@@ -188,11 +183,34 @@ fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
             "a group of one rollout is constant, so `drop_constant` would leave out everything",
             "set `group = []`",
         );
-    } else if drops && (!needs.contains(Needs::GROUP) || s.objective.kl_reward.is_some()) {
+    } else if drops && (!needs.contains(Needs::GROUP) || s.objective.kl_reward.is_some() || s.step_rewards.is_some()) {
         found.warn(
             at,
             "`drop_constant` leaves out groups that this objective learns from: equal rewards are not equal advantages here",
             "set `group = []` to train on all of them",
         );
+    }
+}
+
+/// Rewards of steps are there where they are read, and nowhere else.
+fn step_problems(at: &str, s: &OnlineStage, found: &mut Found) {
+    let advantage = s.objective.advantage;
+    let Some(rewards) = &s.step_rewards else {
+        if s.objective.needs().contains(Needs::STEPS) {
+            found.error(at, "the advantage reads rewards of steps, and there are none", "add `[stage.step_rewards]`");
+        }
+        return;
+    };
+    found.parts(at, "step_rewards", rewards.check());
+    let reads = advantage.reads_token_rewards() || advantage.needs().contains(Needs::STEPS);
+    if !reads || !s.objective.surrogate.uses_adv() {
+        found.error(
+            at,
+            "`step_rewards` has no effect: the objective compares total rewards",
+            "use the advantage `process`, `gae`, `returns` or `reinforce_plus_plus`",
+        );
+    }
+    if s.environment.is_some() {
+        found.error(at, "`step_rewards` looks at one turn, and the environment has several", "remove one of the two");
     }
 }

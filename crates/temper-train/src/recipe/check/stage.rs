@@ -122,13 +122,15 @@ fn init(recipe: &Recipe, index: usize, at: &str, s: &InitStage, found: &mut Foun
 
 /// `movable`: the settings that are read anew in every step; `kl`: whether the stage measures one to the reference.
 fn knob_problems(at: &str, knobs: &Knobs, movable: &[&str], kl: bool, found: &mut Found) {
+    let named: Vec<String> =
+        movable.iter().map(|m| if m.ends_with('.') { format!("{m}*") } else { (*m).into() }).collect();
     for (path, knob) in knobs.iter() {
         found.parts(at, path, knob.check());
         if !knobs::moves(path, movable) {
             found.error(
                 at,
                 format!("`{path}` cannot move: it is read once"),
-                format!("give a number; what can move is {}", movable.join(", ")),
+                format!("give a number; what can move is {}", named.join(", ")),
             );
         }
         if knob.watches() == Some(Signal::Kl) && !kl {
