@@ -11,6 +11,7 @@ mod knobs;
 mod load;
 mod method;
 mod parts;
+mod slots;
 mod stages;
 mod stream;
 
@@ -24,6 +25,8 @@ pub use parts::{
     Batch, Clip, CriticStage, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models,
     Optimizer, Overflow, Save, SaveDtype, Shape,
 };
+pub(crate) use slots::matches;
+pub use slots::{AfterUpdate, Freeze, GradientTransform};
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
 pub use stream::{Demonstrations, Stream};
 
