@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // tile instructions
 
 use std::arch::asm;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 use super::WORDS;
 use super::kernel::Block;
@@ -136,6 +137,12 @@ unsafe fn kernel<const S: usize, const P: usize, const PARTS: usize>(block: &Blo
     let c_row = block.c_row * size_of::<f32>();
     let c = |s: usize, p: usize| block.c[p].wrapping_add(s * LANES * block.c_row);
     let ([mut a0, mut a1], [mut b0, mut b1]) = (block.a, block.b);
+    for row in 0..S * LANES {
+        for line in &block.c[..P] {
+            // SAFETY: a prefetch reads nothing that the program can see. Sums are stored here long after it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(row * block.c_row).cast()) };
+        }
+    }
     // SAFETY: the caller vouches for every address of the block and for the tiles.
     unsafe {
         if block.acc {
