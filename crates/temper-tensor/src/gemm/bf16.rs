@@ -48,8 +48,8 @@ const DEPTH: usize = 18;
 /// Rows of the left operand that one task keeps in the second-level cache.
 const HEIGHT: usize = 512;
 
-/// Most columns of one task, in tiles, over which the packing of its rows is spread.
-const MOST_TILES: usize = 24;
+/// Least tasks a thread, and most columns of one in tiles: packing a task's rows takes as long as multiplying them by 64 columns.
+const TASKS: (usize, usize) = (2, 24);
 
 /// The levels that a product runs at.
 pub(super) type Level = (Isa, Dot);
@@ -174,7 +174,7 @@ pub(super) fn product(
     // Rows that are multiplied at once need nothing again, so that weights can come from memory in their order.
     let few = height <= SIDE;
     let size = |blocks: usize| blocks * shape.parts * WORDS;
-    Grid::of_height(height, MOST_TILES, m, n, k).run(|rows, columns| {
+    Grid::of_height(height, TASKS, m, n, k).run(|rows, columns| {
         let _tiles = kernel::Tiles::new(level.1);
         let strips = rows.len().div_ceil(LANES);
         let packed = if few { length } else { step };
