@@ -21,6 +21,7 @@ use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
 use crate::plan;
 use crate::recipe::OfflineStage;
+use crate::sensitivity::Sensitive;
 use crate::state::Progress;
 use crate::transform::Asked;
 use crate::watch::Event;
@@ -53,6 +54,7 @@ pub fn extra_passes(stage: &OfflineStage) -> Vec<&'static str> {
         (loss.needs().contains(Needs::LOGP_REF), "log-probabilities of the reference model"),
         (loss.coupling() > Coupling::Token, "log-probabilities first: a term's coefficients are a whole sequence's"),
         (stage.input.as_ref().is_some_and(|i| i.own_guess.is_some()), "the model's own guesses for the input"),
+        (stage.sensitivity.is_some(), "now and then: the probe of `sensitivity`"),
         (
             stage.transform.iter().any(crate::transform::Transform::asks_model),
             "before training: the data asks the model",
@@ -95,7 +97,9 @@ pub fn run(
         let batch: Vec<&(String, Encoded)> = picked.iter().map(|&i| &rows.rows[i]).collect();
         let multipliers: Option<Vec<f64>> =
             stage.constraint.map(|_| picked.iter().map(|&i| progress.multipliers[i]).collect());
-        let step = Step { ctx, reference, stage, loss: &loss, input: &changed, rows: &batch, index: progress.step };
+        let sensitive = &progress.sensitive;
+        let step =
+            Step { ctx, reference, stage, loss: &loss, input: &changed, sensitive, rows: &batch, index: progress.step };
         let sums = step.run(learner, multipliers.as_deref())?;
         let factor = stage.schedule.value(progress.step as u64, total as u64);
         let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
@@ -119,6 +123,10 @@ pub fn run(
         metrics.knobs(&knobs);
         stage.knobs.observe(&mut progress.knobs, None, metrics.get(names::ENTROPY));
         constrain(stage, progress, &picked, &sums.nll, &mut metrics);
+        if stage.sensitivity.is_some() {
+            metrics.set(names::SENSITIVE, progress.sensitive.dropped_share(&learner.model));
+        }
+        progress.sensitive.after(ctx.ops(), &learner.model, stage, &rows.rows, progress.step)?;
         ctx.log_step(&stage.id, progress.step, total, &metrics, begun.elapsed(), sums.tokens)?;
 
         let stop = ctx.stop_requested();
@@ -170,6 +178,7 @@ struct Step<'a, 'c> {
     stage: &'a OfflineStage,
     loss: &'a SupervisedObjective,
     input: &'a input::Change,
+    sensitive: &'a Sensitive,
     rows: &'a [&'a (String, Encoded)],
     index: usize,
 }
@@ -230,6 +239,7 @@ impl Micro {
         };
         let mut hooks =
             step.input.apply(step.ctx.ops(), &learner.model, &mut batch, &sequences, step.index, part.start)?;
+        step.sensitive.leave_out(step.ctx.ops(), &learner.model, &mut hooks)?;
         let seed = step.ctx.stage_seed(&step.stage.id);
         let items = input::with_rows(&sequences).map(|i| part.start + i);
         if let Some(rule) = adapter::dropout(step.stage.adapter.as_ref(), seed, step.index as u64, &batch, items) {

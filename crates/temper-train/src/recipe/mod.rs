@@ -11,6 +11,7 @@ mod knobs;
 mod load;
 mod method;
 mod parts;
+mod sensitivity;
 mod stages;
 
 pub use adapter::Adapter;
@@ -23,6 +24,7 @@ pub use parts::{
     Batch, Clip, CriticStage, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models,
     Optimizer, Overflow, Save, SaveDtype, Shape,
 };
+pub use sensitivity::Sensitivity;
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
 
 use schemars::JsonSchema;
