@@ -473,6 +473,16 @@ fn offline_problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut Fou
     if copied && s.prompt_weight != 0.0 {
         found.error(at, "`prompt_weight` would train on what `copied_spans` leaves out", "remove one of the two");
     }
+    found.parts(at, "sensitivity", s.sensitivity.iter().flat_map(super::Sensitivity::check).collect());
+    if let (Some(sensitivity), Some(steps)) = (&s.sensitivity, s.steps)
+        && sensitivity.every.saturating_mul(sensitivity.looks) >= steps
+    {
+        found.warn(
+            at,
+            format!("`sensitivity` chooses units after {} looks, and the stage ends before", sensitivity.looks),
+            "look more often (`every`), or take more steps",
+        );
+    }
     found.parts(at, "input", s.input.iter().flat_map(super::Input::check).collect());
     found.parts(at, "constraint", s.constraint.iter().flat_map(temper_algo::SampleConstraint::check).collect());
 }
@@ -637,7 +647,7 @@ fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
     let round = advantage.check_round(s.prompts_per_step, s.counted_samples());
     found.parts(at, "objective.advantage", round);
     s.shaping.iter().for_each(|shaping| found.parts(at, "shaping", shaping.check(&names)));
-    s.group.iter().for_each(|shaper| found.parts(at, "group", shaper.check(s.samples_per_prompt)));
+    s.group.iter().for_each(|shaper| found.parts(at, "group", shaper.check(s.samples_per_prompt, &names)));
     if needs.contains(Needs::STEPS) {
         found.error(
             at,
