@@ -10,14 +10,14 @@ use std::time::Instant;
 use temper_algo::{Coupling, Needs, SequenceMask, SupervisedObjective, SupervisedRows, SupervisedTerms, split_seed};
 use temper_data::Encoded;
 use temper_model::{Batch, Model, ScoredSequence};
-use temper_tensor::{HeadCoef, HeadSpec, HeadTerms};
+use temper_tensor::{HeadCoef, HeadSpec, HeadTerms, Tensor};
 
 use crate::adapter::{self, Reference};
 use crate::context::{Context, Outcome};
 use crate::error::{Error, Result};
 use crate::examples::{self, Order, Rows};
 use crate::input;
-use crate::learner::Learner;
+use crate::learner::{self, Learner};
 use crate::metrics::{self as names, Metrics};
 use crate::plan;
 use crate::recipe::OfflineStage;
@@ -52,6 +52,7 @@ pub fn extra_passes(stage: &OfflineStage) -> Vec<&'static str> {
     let loss = stage.loss();
     let passes = [
         (loss.needs().contains(Needs::LOGP_REF), "log-probabilities of the reference model"),
+        (loss.needs().contains(Needs::KL_REF), "the reference's head for every trained token: KL over the vocabulary"),
         (loss.coupling() > Coupling::Token, "log-probabilities first: a term's coefficients are a whole sequence's"),
         (stage.input.as_ref().is_some_and(|i| i.own_guess.is_some()), "the model's own guesses for the input"),
         (stage.sensitivity.is_some(), "now and then: the probe of `sensitivity`"),
@@ -203,6 +204,19 @@ impl Step<'_, '_> {
         finite("loss", sums.loss, self.stage, self.index, rows)?;
         Ok(sums)
     }
+
+    /// Log-probs of the scored tokens under the reference, and its hidden rows where a term reads its whole distributions.
+    fn of_reference(&self, learner: &Learner, batch: &Batch) -> Result<(Option<Vec<f64>>, Option<Tensor>)> {
+        let (ops, policy, spec) = (self.ctx.ops(), &learner.model, HeadSpec::default());
+        let Some(reference) = self.reference.filter(|_| batch.scored() > 0) else { return Ok((None, None)) };
+        if !self.loss.needs().contains(Needs::KL_REF) {
+            return Ok((Some(wide(&reference.terms(ops, policy, batch, &spec)?.logp)), None));
+        }
+        let rows = reference.rows(ops, policy, batch)?;
+        let own = policy.params.matrix("head", policy.head())?;
+        let terms = ops.head_terms(&rows, reference.head()?.unwrap_or(own), &batch.tgt, &spec)?;
+        Ok((Some(wide(&terms.logp)), Some(rows)))
+    }
 }
 
 /// The host arrays of one micro-batch, scored tokens in batch order.
@@ -215,6 +229,8 @@ struct Micro {
     weight: Vec<f64>,
     sequences: Vec<usize>,
     logp_ref: Option<Vec<f64>>,
+    /// The reference's hidden rows, where the objective compares over the vocabulary.
+    rows_ref: Option<Tensor>,
 }
 
 impl Micro {
@@ -230,13 +246,7 @@ impl Micro {
         let (mut batch, share) = Batch::sequences(&sequences)?;
         let scored = |s: &ScoredSequence| s.scored.iter().skip(1).filter(|w| **w != 0.0).count();
         let lengths: Vec<usize> = sequences.iter().map(scored).collect();
-        let logp_ref = match step.reference {
-            Some(reference) => {
-                let terms = reference.terms(step.ctx.ops(), &learner.model, &batch, &HeadSpec::default())?;
-                Some(wide(&terms.logp))
-            }
-            None => None,
-        };
+        let (logp_ref, rows_ref) = step.of_reference(learner, &batch)?;
         let mut hooks =
             step.input.apply(step.ctx.ops(), &learner.model, &mut batch, &sequences, step.index, part.start)?;
         step.sensitive.leave_out(step.ctx.ops(), &learner.model, &mut hooks)?;
@@ -247,7 +257,7 @@ impl Micro {
         }
         let of_rows = part.zip(&lengths).flat_map(|(i, n)| std::iter::repeat_n(multipliers.map_or(1.0, |m| m[i]), *n));
         let weight = share.iter().zip(of_rows).map(|(w, m)| w * m).collect();
-        Ok(Self { batch, hooks, share, weight, sequences: lengths, logp_ref })
+        Ok(Self { batch, hooks, share, weight, sequences: lengths, logp_ref, rows_ref })
     }
 
     /// Forward, objective and backward; adds to the sums.
@@ -255,10 +265,13 @@ impl Micro {
         let (ops, loss) = (step.ctx.ops(), step.loss);
         let mean_logp = loss.needs().contains(Needs::MEAN_LOGP);
         let spec = HeadSpec { entropy: true, argmax: true, mean_logp, ..HeadSpec::default() };
+        let head = step.reference.map(Reference::head).transpose()?.flatten();
+        let other = self.rows_ref.as_ref().map(|rows| (rows, head));
+        let asked = learner::Asked { spec: &spec, hooks: &self.hooks, other };
         let known = if loss.coupling() == Coupling::Token {
             None
         } else {
-            let head = learner.terms_with(ops, &self.batch, &spec, &self.hooks)?;
+            let head = learner.terms_with(ops, &self.batch, &asked)?;
             Some(self.terms(loss, 0..self.weight.len(), &head))
         };
         let mut failed = None;
@@ -280,7 +293,7 @@ impl Micro {
                 }
             }
         };
-        let head = learner.accumulate_with(ops, &self.batch, &spec, step.stage.recompute, &self.hooks, &mut coef)?;
+        let head = learner.accumulate_with(ops, &self.batch, &asked, step.stage.recompute, &mut coef)?;
         match failed {
             Some(temper_algo::Error::NotFinite { .. }) => total.loss = f64::NAN,
             Some(error) => return Err(error.into()),
@@ -300,13 +313,14 @@ impl Micro {
         at: Range<usize>,
         head: &HeadTerms,
     ) -> Result<SupervisedTerms, temper_algo::Error> {
-        let [entropy, mean_logp] = [&head.entropy, &head.mean_logp].map(|v| v.as_deref().map(wide));
+        let [entropy, mean_logp, kl_ref] = [&head.entropy, &head.mean_logp, &head.kl].map(|v| v.as_deref().map(wide));
         let whole = at.len() == self.weight.len();
         loss.token_terms(&SupervisedRows {
             logp: &wide(&head.logp),
             logp_ref: self.logp_ref.as_ref().map(|l| &l[at.clone()]),
             entropy: entropy.as_deref(),
             mean_logp: mean_logp.as_deref(),
+            kl_ref: kl_ref.as_deref(),
             weight: &self.weight[at],
             sequences: if whole { &self.sequences } else { &[] },
         })
@@ -350,6 +364,7 @@ fn slice(terms: &SupervisedTerms, at: Range<usize>) -> SupervisedTerms {
         d_logp: terms.d_logp[at.clone()].to_vec(),
         d_entropy: part(&terms.d_entropy),
         d_mean_logp: part(&terms.d_mean_logp),
+        d_kl_ref: part(&terms.d_kl_ref),
         ..SupervisedTerms::default()
     }
 }
@@ -360,6 +375,7 @@ fn coefficients(terms: &SupervisedTerms) -> HeadCoef {
         d_logp: narrow(&terms.d_logp),
         d_entropy: terms.d_entropy.as_ref().map(narrow),
         d_mean_logp: terms.d_mean_logp.as_ref().map(narrow),
+        d_kl: terms.d_kl_ref.as_ref().map(narrow),
     }
 }
 

@@ -52,11 +52,13 @@ fn steps(sets: &[&str]) -> Result<Vec<Value>, Error> {
 
 const ANCHORED: &str = "stage.sft.terms=[{weight=0.5,objective={kind=\"reference_kl\",estimator={kind=\"k2\"}}}]";
 
+const VOCABULARY: &str = "stage.sft.terms=[{weight=0.5,objective={kind=\"vocabulary_kl\"}}]";
+
 /// Each of these trains, gives other numbers than plain SFT, and the same however the step is cut.
 #[test]
 fn every_method_trains_and_does_not_depend_on_micro_batches() {
     let plain = steps(&[]).unwrap();
-    let methods: [&[&str]; 16] = [
+    let methods: [&[&str]; 17] = [
         &["stage.sft.objective={kind=\"label_smoothing\",eps=0.2}"],
         &["stage.sft.objective={kind=\"dft\"}"],
         &["stage.sft.objective={kind=\"probability\",q=2}"],
@@ -66,6 +68,7 @@ fn every_method_trains_and_does_not_depend_on_micro_batches() {
         &["stage.sft.objective={kind=\"reference_weighted\",beta=5}", REFERENCE],
         &["stage.sft.objective={kind=\"f_divergence\",divergence=\"pearson\",beta=1}", REFERENCE],
         &[ANCHORED, REFERENCE],
+        &["stage.sft.objective={kind=\"dft\"}", VOCABULARY, REFERENCE],
         &["stage.sft.terms=[{weight=0.1,objective={kind=\"entropy_bonus\"}}]"],
         &["stage.sft.input={neftune_alpha=5}"],
         &["stage.sft.input={mask={share=0.5,token=\"<|im_start|>\"}}"],
@@ -100,6 +103,24 @@ fn the_reference_is_the_model_at_the_start() {
     assert_eq!(number(&lines[0], "loss/nll"), number(&lines[0], "loss"));
     assert!(lines[1..].iter().all(|l| number(l, "loss/reference_kl") > 0.0));
     assert!(number(&lines[2], "ref_log_ratio") != 0.0);
+}
+
+/// Over the whole vocabulary too; and a larger weight holds the model closer to its start.
+#[test]
+fn the_kl_over_the_vocabulary_begins_at_zero_and_anchors() {
+    let last = |weight: &str| {
+        let terms = format!("stage.sft.terms=[{{weight={weight},objective={{kind=\"vocabulary_kl\"}}}}]");
+        let lines = steps(&[&terms, REFERENCE]).unwrap();
+        assert!(number(&lines[0], "loss/vocabulary_kl").abs() < 1e-6, "{}", lines[0]);
+        assert!(lines[1..].iter().all(|l| number(l, "loss/vocabulary_kl") > 0.0));
+        number(&lines[5], "loss/vocabulary_kl")
+    };
+    let (loose, tight) = (last("0.01"), last("20"));
+    assert!(tight < 0.5 * loose, "{tight} {loose}");
+    // With an adapter the reference is the model with the adapter off, and its head the model's own.
+    let adapter = ["stage.sft.adapter={kind=\"lora\",rank=2,alpha=4}", VOCABULARY, REFERENCE];
+    let lines = steps(&adapter).unwrap();
+    assert!(number(&lines[0], "loss/vocabulary_kl").abs() < 1e-6 && number(&lines[5], "loss/vocabulary_kl") > 0.0);
 }
 
 #[test]
@@ -248,7 +269,7 @@ fn every_family_learns_what_it_has_not_seen() {
     let dft = "stage.sft.objective={kind=\"dft\"}";
     let families: [&[&str]; 7] = [
         &["stage.sft.terms=[{weight=0.1,objective={kind=\"reference_kl\"}}]"],
-        &[dft, "stage.sft.terms=[{weight=0.1,objective={kind=\"reference_kl\"}}]"],
+        &[dft, "stage.sft.terms=[{weight=0.1,objective={kind=\"vocabulary_kl\"}}]"],
         &["stage.sft.objective={kind=\"probability\",q=0.5}", "model.reference=NONE"],
         &["stage.sft.objective={kind=\"reference_weighted\",beta=1}"],
         &["stage.sft.objective={kind=\"f_divergence\",divergence=\"jensen_shannon\",beta=0.1}"],

@@ -250,6 +250,7 @@ pub fn every_token_objective() -> Vec<TokenObjective> {
         f(Divergence::ReverseKl),
         TokenObjective::Ift { gamma: 0.9, detach: false },
         TokenObjective::Ift { gamma: 0.9, detach: true },
+        TokenObjective::VocabularyKl {},
         TokenObjective::EntropyBonus {},
     ];
     for item in &list {
@@ -264,6 +265,7 @@ pub fn every_token_objective() -> Vec<TokenObjective> {
             | TokenObjective::ReferenceWeighted { .. }
             | TokenObjective::FDivergence { .. }
             | TokenObjective::Ift { .. }
+            | TokenObjective::VocabularyKl {}
             | TokenObjective::EntropyBonus {} => {}
         }
     }

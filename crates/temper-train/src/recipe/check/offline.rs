@@ -38,11 +38,12 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut 
     optimizer_problems(at, &s.optimizer, s.clip_norm, found);
     schedule_problems(at, &s.schedule, s.steps, found);
     found.parts(at, "weighting", s.weighting.check());
-    if s.weighting == (Weighting::Group {}) {
+    let same = [("group", Weighting::Group {}, "sequence"), ("group_sum", Weighting::GroupSum {}, "sequence_sum")];
+    for (name, _, other) in same.into_iter().filter(|(_, weighting, _)| s.weighting == *weighting) {
         found.error(
             at,
-            "`weighting` is `group`, and every example is a group of its own",
-            "use `sequence`, which is the same here",
+            format!("`weighting` is `{name}`, and every example is a group of its own"),
+            format!("use `{other}`, which is the same here"),
         );
     }
     for p in s.loss().check() {
