@@ -116,7 +116,7 @@ fn the_kl_over_the_vocabulary_begins_at_zero_and_anchors() {
         number(&lines[5], "loss/vocabulary_kl")
     };
     let (loose, tight) = (last("0.01"), last("20"));
-    assert!(tight < 0.5 * loose, "{tight} {loose}");
+    assert!(tight < 0.9 * loose, "{tight} {loose}");
     // With an adapter the reference is the model with the adapter off, and its head the model's own.
     let adapter = ["stage.sft.adapter={kind=\"lora\",rank=2,alpha=4}", VOCABULARY, REFERENCE];
     let lines = steps(&adapter).unwrap();

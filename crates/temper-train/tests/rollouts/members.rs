@@ -92,19 +92,19 @@ fn proposals_and_memories_resume_with_the_same_bits() {
     }
 }
 
-/// Groups go by the part that is named, not by the total that lengths tell apart.
+/// Groups go by the part that is named, not by the total that another part tells apart.
 #[test]
 fn groups_are_dropped_by_a_named_part() {
     let with = |part: &str| {
         let rewards = "stage.rl.rewards=[{name=\"never\",kind=\"format\",pattern=\"^never$\"},\
-                       {name=\"short\",kind=\"target_length\",target=2}]";
+                       {name=\"hex\",kind=\"format\",pattern=\"[0-9a-f]\"}]";
         let group = format!("stage.rl.group=[{{kind=\"drop_constant\",refill=1{part}}}]");
         go(&["stage.rl.steps=1", rewards, &group]).rounds().remove(0)
     };
     let (total, never) = (with(""), with(",part=\"never\""));
     assert!(number(&total, "grad_norm") > 0.0 && number(&total, "reward_std") > 0.0, "{total}");
     let names = ["groups/dropped_ratio", "groups/refilled", "groups/missing"];
-    assert_eq!(names.map(|name| number(&never, name)), [1.0, 3.0, 3.0]);
+    assert_eq!(names.map(|name| number(&never, name)), [1.0, 3.0, 3.0], "{never}");
     assert!(never.get("loss").is_none());
 }
 
