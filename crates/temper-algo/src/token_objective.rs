@@ -30,6 +30,9 @@ pub enum TokenObjective {
     /// `x = -p logp` with p detached: dynamic fine-tuning, TRL's `dft`. Wu et al., arXiv 2508.05629, equations 7 to 9. Its slope
     /// is that of `probability` with q = 1.
     Dft {},
+    /// `x = -p (1 - p) logp` with p (1 - p) detached: neither what is known already nor what is wildly unlikely counts for much. The
+    /// weight phi of CHORD's expert tokens, Zhang et al., arXiv 2508.11408 (A068).
+    Chord {},
     /// `x = (1 - p^q) / q`: NLL as q goes to 0, `1 - p` at q = 1, and the larger q, the more the likely tokens count. Tokens
     /// outside `min_p ..= max_p` have x = 0. Li et al., arXiv 2510.00526. Their code divides by the tokens inside
     /// the bounds, we by all trained tokens: weights are known before the forward pass.
@@ -182,6 +185,7 @@ impl TokenObjective {
             Self::Nll {} | Self::Ift { .. } => TokenTerm::nll(1.0, logp),
             Self::LabelSmoothing { eps } => probability::label_smoothing(eps, logp, mean_logp),
             Self::Dft {} => TokenTerm::nll(logp.exp(), logp),
+            Self::Chord {} => TokenTerm::nll(logp.exp() * -logp.exp_m1(), logp),
             Self::Probability { q, min_p, max_p } => probability::family(q, min_p, max_p, logp),
             Self::Focal { gamma } => probability::focal(gamma, logp),
             Self::Eaft { alpha, scale } => TokenTerm::nll((entropy.max(0.0) / scale).powf(alpha), logp),
@@ -208,6 +212,7 @@ impl TokenObjective {
             Self::Nll {} => "nll",
             Self::LabelSmoothing { .. } => "label_smoothing",
             Self::Dft {} => "dft",
+            Self::Chord {} => "chord",
             Self::Probability { .. } => "probability",
             Self::Focal { .. } => "focal",
             Self::Eaft { .. } => "eaft",
@@ -223,9 +228,12 @@ impl TokenObjective {
     /// What it reads beside `logp`.
     pub fn needs(&self) -> Needs {
         match self {
-            Self::Nll {} | Self::Dft {} | Self::Probability { .. } | Self::Focal { .. } | Self::Ift { .. } => {
-                Needs::NONE
-            }
+            Self::Nll {}
+            | Self::Dft {}
+            | Self::Chord {}
+            | Self::Probability { .. }
+            | Self::Focal { .. }
+            | Self::Ift { .. } => Needs::NONE,
             Self::LabelSmoothing { .. } => Needs::MEAN_LOGP,
             Self::Eaft { .. } | Self::EntropyBonus {} => Needs::ENTROPY,
             Self::ReferenceKl { .. } | Self::ReferenceWeighted { .. } | Self::FDivergence { .. } => Needs::LOGP_REF,
@@ -242,9 +250,12 @@ impl TokenObjective {
     /// Settings that make no sense.
     pub fn check(&self) -> Vec<Problem> {
         match *self {
-            Self::Nll {} | Self::Dft {} | Self::ReferenceKl { .. } | Self::VocabularyKl {} | Self::EntropyBonus {} => {
-                vec![]
-            }
+            Self::Nll {}
+            | Self::Dft {}
+            | Self::Chord {}
+            | Self::ReferenceKl { .. }
+            | Self::VocabularyKl {}
+            | Self::EntropyBonus {} => vec![],
             Self::LabelSmoothing { eps } => {
                 expect(eps > 0.0 && eps <= 1.0, "eps", eps, "above 0 and at most 1", "use `nll` for none")
             }

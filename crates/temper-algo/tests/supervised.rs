@@ -66,6 +66,7 @@ fn every_supervised() -> Vec<SupervisedObjective> {
 fn detached(objective: &TokenObjective) -> bool {
     match objective {
         TokenObjective::Dft {}
+        | TokenObjective::Chord {}
         | TokenObjective::Eaft { .. }
         | TokenObjective::ReferenceWeighted { .. }
         | TokenObjective::Ift { detach: true, .. } => true,
@@ -260,6 +261,11 @@ fn identities() {
     let scaled: Vec<f64> = nll.d_logp.iter().zip(&step.0.logp).map(|(d, l)| d * l.exp()).collect();
     close(&slopes(TokenObjective::Dft {}, &step), &scaled, 1e-15);
     close(&slopes(TokenObjective::Dft {}, &step), &slopes(family(1.0), &step), 1e-15);
+    // CHORD's weight by hand: at p = 1/2 and 1/4 a quarter and 3/16, at p = 1 nothing.
+    for (p, weight) in [(0.5f64, 0.25), (0.25, 0.1875), (1.0, 0.0)] {
+        let term = TokenObjective::Chord {}.term(&TokenValues { logp: p.ln(), ..TokenValues::default() });
+        assert!((term.d_logp + weight).abs() < 1e-15 && (term.x + weight * p.ln()).abs() < 1e-15);
+    }
     // No smoothing, no focus, no propagation.
     assert_eq!(slopes(TokenObjective::LabelSmoothing { eps: 0.0 }, &step), nll.d_logp);
     close(&slopes(TokenObjective::Focal { gamma: 0.0 }, &step), &nll.d_logp, 1e-15);
@@ -374,6 +380,7 @@ mod transcription {
             TokenObjective::Nll {} => sum(&|t| p(t).recip().ln()),
             TokenObjective::LabelSmoothing { eps } => sum(&|t| -((1.0 - eps) * c.logp[t] + eps * c.adv[t])),
             TokenObjective::Dft {} => sum(&|t| -p(t) * p(t).ln()),
+            TokenObjective::Chord {} => sum(&|t| -p(t) * (1.0 - p(t)) * p(t).ln()),
             TokenObjective::Probability { q: power, min_p, max_p } => sum(&|t| {
                 let kept = p(t) >= min_p.unwrap_or(0.0) && p(t) <= max_p.unwrap_or(1.0);
                 if kept { (1.0 - p(t).powf(power)) / power } else { 0.0 }

@@ -280,8 +280,8 @@ fn chunk_terms(
     let means = || rows().zip(stats).map(|(row, stats)| stats.mean_logp(row)).collect();
     let most_likely = || rows().map(argmax).collect();
     let divergences = |(others, of): (&[f32], &[RowStats])| {
-        let row = |((row, stats), (other, of)): ((&[f32], &RowStats), (&[f32], &RowStats))| of.kl(other, stats, row);
-        rows().zip(stats).zip(others.par_chunks_exact(v).zip(of)).map(row).collect()
+        let row = |r: usize| of[r].kl(&others[r * v..(r + 1) * v], &stats[r], &logits[r * v..(r + 1) * v]);
+        (0..stats.len()).into_par_iter().with_min_len(TASK.div_ceil(v)).map(row).collect()
     };
     HeadTerms {
         logp: targets.iter().enumerate().map(logp).collect(),

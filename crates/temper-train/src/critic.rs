@@ -124,7 +124,7 @@ mod tests {
     fn loss_and_gradients_agree_with_pytorch() {
         let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
         let ops = Cpu::new();
-        let mut critic = Critic::new(&ops, Model::load(&ops, &golden.join("model/short")).unwrap()).unwrap();
+        let mut critic = Critic::new(&ops, Model::load(&ops, golden.join("model/short")).unwrap()).unwrap();
         let file = temper_format::SafetensorsFile::open(golden.join("critic.safetensors")).unwrap();
         let read = |name: &str| file.read_f32(name).unwrap();
         let ids = |name: &str| read(name).into_iter().map(|x| x as u32).collect::<Vec<u32>>();

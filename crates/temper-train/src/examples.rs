@@ -4,14 +4,15 @@ use std::path::Path;
 
 use temper_algo::split_seed;
 use temper_data::{
-    Encoded, EpochSampler, Example, Format, Kind, Message, MixtureSampler, Payload, Report, Tokenizer, encode_all, load,
+    Cause, Encoded, EpochSampler, Example, Format, Kind, Message, MixtureSampler, Payload, Report, Tokenizer, encode,
+    encode_all, load,
 };
 use temper_env::Task;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::recipe::{DataSource, OfflineStage};
+use crate::recipe::{Batch, DataSource, OfflineStage, Stream};
 use crate::transform::{Asked, Transform, copied_spans};
 
 /// The training rows of an offline stage.
@@ -32,6 +33,24 @@ impl Rows {
     pub fn tokens(&self) -> (usize, usize) {
         let lengths = || self.rows.iter().map(|(_, row)| row.ids.len());
         (lengths().max().unwrap_or(0), lengths().sum())
+    }
+
+    /// The rows of the next step. With a token budget, the row that no longer fits waits for the next step.
+    pub fn draw(&self, batch: &Batch, order: &mut Order, waiting: &mut Option<usize>) -> Vec<usize> {
+        if let Some(examples) = batch.examples {
+            return (0..examples).map(|_| order.draw(&self.sizes)).collect();
+        }
+        let budget = batch.tokens.unwrap_or(1);
+        let (mut picked, mut tokens) = (vec![], 0);
+        loop {
+            let row = waiting.take().unwrap_or_else(|| order.draw(&self.sizes));
+            tokens += self.rows[row].1.ids.len();
+            if tokens > budget && !picked.is_empty() {
+                *waiting = Some(row);
+                return picked;
+            }
+            picked.push(row);
+        }
     }
 
     /// A digest of every row: its id, tokens and weights.
@@ -147,9 +166,7 @@ pub fn prepare(
     seed: u64,
 ) -> Result<Rows> {
     let (mask, overflow) = (stage.mask.policy(), stage.overflow.rule());
-    let mut all = Rows { rows: vec![], sizes: vec![], shares: None, reports: vec![] };
-    for (index, source) in stage.data.iter().enumerate() {
-        let examples = examples(source, split_seed(seed, &[index as u64]))?;
+    let rows = |index: usize, examples: Vec<Example>| {
         let examples = changed(stage, examples, tokenizer, asked, split_seed(seed, &[TRANSFORM, index as u64]))?;
         let (mut rows, mut report) = encode_all(tokenizer, &examples, mask, stage.max_tokens.min(context), overflow)?;
         for transform in &stage.transform {
@@ -163,16 +180,52 @@ pub fn prepare(
                 "lower `min_tokens` of `copied_spans`, or use other data",
             ));
         }
-        if stage.prompt_weight > 0.0 {
-            for (_, row) in &mut rows {
-                weigh_prompt(row, stage.prompt_weight);
-            }
-        }
+        weigh_prompts(&mut rows, stage.prompt_weight);
+        Ok((rows, report))
+    };
+    collect(&stage.data, seed, rows)
+}
+
+/// All rows of a stream that has data of its own, tokenised. `context` is the model's longest sequence.
+pub fn of_stream(stream: &Stream, tokenizer: &Tokenizer, context: usize, seed: u64) -> Result<Rows> {
+    collect(&stream.data, seed, |_, examples| {
+        let most = stream.max_tokens.min(context);
+        let (mut rows, report) = encode_all(tokenizer, &examples, stream.mask.policy(), most, stream.overflow.rule())?;
+        weigh_prompts(&mut rows, stream.prompt_weight);
+        Ok((rows, report))
+    })
+}
+
+/// What the model would have to write to show a task's solution, or its answer where it has none, as a row of the stream.
+///
+/// # Errors
+/// Why it makes no row.
+pub fn shown(stream: &Stream, task: &Task, tokenizer: &Tokenizer, context: usize) -> Result<(String, Encoded), Cause> {
+    let mut messages = task.prompt.clone();
+    messages.push(Message::assistant(task.demonstration.as_ref().unwrap_or(&task.answer)));
+    let example = Example { id: task.id.clone(), payload: Payload::Chat(messages.into()), tags: vec![] };
+    let most = stream.max_tokens.min(context);
+    let row = encode(tokenizer, &example, stream.mask.policy(), most, stream.overflow.rule())?;
+    let mut rows = [(example.id, row)];
+    weigh_prompts(&mut rows, stream.prompt_weight);
+    let [row] = rows;
+    Ok(row)
+}
+
+/// The rows of every source.
+fn collect(
+    data: &[DataSource],
+    seed: u64,
+    rows: impl Fn(usize, Vec<Example>) -> Result<(Vec<(String, Encoded)>, Report)>,
+) -> Result<Rows> {
+    let mut all = Rows { rows: vec![], sizes: vec![], shares: None, reports: vec![] };
+    for (index, source) in data.iter().enumerate() {
+        let (rows, report) = rows(index, examples(source, split_seed(seed, &[index as u64]))?)?;
         all.sizes.push(rows.len());
         all.rows.extend(rows);
         all.reports.push(report);
     }
-    let shares: Vec<f64> = stage.data.iter().filter_map(DataSource::share).collect();
+    let shares: Vec<f64> = data.iter().filter_map(DataSource::share).collect();
     all.shares = (!shares.is_empty()).then_some(shares);
     Ok(all)
 }
@@ -194,14 +247,15 @@ fn changed(
     Ok(examples)
 }
 
-/// Gives the unsupervised tokens (the first one apart, which nothing predicts) a weight.
-fn weigh_prompt(row: &mut Encoded, weight: f32) {
-    row.weights.iter_mut().skip(1).filter(|w| **w == 0.0).for_each(|w| *w = weight);
+/// Gives the unsupervised tokens (the first one of a row apart, which nothing predicts) a weight.
+fn weigh_prompts(rows: &mut [(String, Encoded)], weight: f32) {
+    let unsupervised = rows.iter_mut().flat_map(|(_, row)| row.weights.iter_mut().skip(1)).filter(|w| **w == 0.0);
+    unsupervised.for_each(|w| *w = weight);
 }
 
 /// A sentence for each thing that a person should know about what was read.
-pub fn notes(stage: &OfflineStage, rows: &Rows) -> Vec<String> {
-    let name = |i: usize| match &stage.data[i] {
+pub fn notes(data: &[DataSource], rows: &Rows) -> Vec<String> {
+    let name = |i: usize| match &data[i] {
         DataSource::File { path, .. } => {
             Path::new(path).file_name().map_or(path.clone(), |f| f.to_string_lossy().into())
         }

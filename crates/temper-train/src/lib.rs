@@ -30,6 +30,8 @@ pub mod rundir;
 pub mod sampling;
 pub mod sensitivity;
 pub mod state;
+mod streams;
+mod supervised;
 pub mod transform;
 pub mod watch;
 

@@ -5,7 +5,8 @@
 
 use serde::{Serialize, Serializer};
 
-/// Loss of the step: `sum(weight * x)` over its tokens, plus the weighted KL and entropy terms. For GRPO on its first
+/// Loss of the step: `sum(weight * x)` over its tokens, plus the weighted KL and entropy terms, plus the streams' losses times their
+/// factors. For GRPO on its first
 /// pass this is near 0 by construction; look at [`REWARD`].
 pub const LOSS: &str = "loss";
 /// L2 norm of the gradient before clipping.
@@ -104,6 +105,19 @@ pub const VIOLATED: &str = "constraint/violated";
 /// `loss/<kind>_2`.
 pub fn term_loss(kind: &str, nth: usize) -> String {
     if nth < 2 { format!("loss/{kind}") } else { format!("loss/{kind}_{nth}") }
+}
+
+/// Of a stream, its `sum(weight * x)` before its factor, mean over the round's optimiser steps that trained on it; left out of rounds
+/// without one.
+pub const STREAM_LOSS: &str = "loss";
+/// Of a stream, the mean over its examples of their mean negative log-likelihood, whatever its objective.
+pub const STREAM_NLL: &str = "nll";
+/// Of a stream, examples in the round's optimiser steps.
+pub const STREAM_EXAMPLES: &str = "examples";
+
+/// A stream's own number: `stream/<id>/<what>`.
+pub fn stream(id: &str, what: &str) -> String {
+    format!("stream/{id}/{what}")
 }
 
 /// Value of a moving setting in the step, by its path in the stage: `knob/objective.kl.beta`.

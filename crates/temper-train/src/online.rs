@@ -23,6 +23,7 @@ use crate::plan;
 use crate::recipe::OnlineStage;
 use crate::rollout::{self, Group, Peer, Sampling, Sources, measure};
 use crate::state::Progress;
+use crate::streams::{self, Streams};
 use crate::watch::Event;
 
 pub use readings::Readings;
@@ -41,10 +42,10 @@ pub fn run(
     let mut scorer = Scorer::new(&stage.rewards)?;
     let peer = Peer::open(ctx, stage)?;
     let context = learner.model.config.max_position_embeddings;
-    temper_tensor::buf::expect_rows(
-        plan::online_sizes(ctx.recipe, stage, stage.max_prompt_tokens.min(context)).micro_tokens,
-    );
     ctx.stage_begin(&stage.id, "online", stage.steps, progress.step);
+    let streams = Streams::open(ctx, &stage.id, &stage.streams, context, progress)?;
+    let (prompt, of_streams) = (stage.max_prompt_tokens.min(context), streams.tokens(&stage.streams, context));
+    temper_tensor::buf::expect_rows(plan::online_sizes(ctx.recipe, stage, prompt, &of_streams).micro_tokens);
     while progress.step < stage.steps {
         let begun = Instant::now();
         let knobs = stage.knobs.values(&progress.knobs, progress.step as u64, stage.steps as u64);
@@ -58,6 +59,8 @@ pub fn run(
         readings::targets(now, &mut groups);
         let drawn = rollout::redrawn(now, &mut groups, progress.step, seed);
         let sampled: Vec<&Group> = groups.iter().chain(&replaced).collect();
+        let shown = streams::shown(ctx, &now.streams, &sampled, context, progress)?;
+        let tasks = sampled.len();
         measure::remember(ctx, progress.step, &sampled);
         measure::log(ctx, now, progress.step, &sampled)?;
 
@@ -73,8 +76,9 @@ pub fn run(
         if let Some(reference) = reference.filter(|_| now.objective.kl_reward.is_none()) {
             readings::reference(ctx, reference, &learner.model, now, &mut trained)?;
         }
-        let update =
-            update::run(ctx, learner, critic.as_deref_mut(), now, &trained.iter().collect::<Vec<_>>(), progress)?;
+        let beside = update::Beside { streams: &streams, shown: &shown, tasks, reference };
+        let trained_on: Vec<&Group> = trained.iter().collect();
+        let update = update::run(ctx, learner, critic.as_deref_mut(), now, &trained_on, &beside, progress)?;
 
         progress.step += 1;
         progress.num_tokens += tokens;
@@ -86,7 +90,7 @@ pub fn run(
         update.value.write(&trained, &mut metrics);
         metrics.knobs(&knobs);
         stage.knobs.observe(&mut progress.knobs, update.kl().or(kl), update.entropy());
-        let computed = tokens + update.tokens + update.value.tokens;
+        let computed = tokens + update.tokens + update.value.tokens + update.beside.tokens();
         ctx.log_step(&stage.id, progress.step, stage.steps, &metrics, begun.elapsed(), computed)?;
 
         let stop = ctx.stop_requested();

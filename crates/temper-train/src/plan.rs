@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde::Serialize;
-use temper_algo::Coupling;
 use temper_algo::group_reuse::{InjectFrom, InjectWhen};
+use temper_algo::{Coupling, Needs};
 use temper_data::{Encoded, Tokenizer, encode_prompt};
 use temper_model::{Config, Lora};
 
@@ -12,9 +12,10 @@ use crate::error::Result;
 use crate::memory::{self, Memory, Sizes, largest_micro_batch};
 use crate::models::{self as sources, Source};
 use crate::recipe::{
-    Adapter, DataSource, EvalSource, EvalTask, ModelSpec, OfflineStage, OnlineStage, Recipe, Shape, Stage,
+    Adapter, Batch, DataSource, EvalSource, EvalTask, ModelSpec, OfflineStage, OnlineStage, Recipe, Shape, Stage,
+    Stream,
 };
-use crate::{examples, hub, offline};
+use crate::{examples, hub, offline, streams};
 
 /// What one stage will do.
 #[derive(Debug, Clone, Serialize)]
@@ -67,8 +68,13 @@ pub fn check_memory(recipe: &Recipe, available: Option<u64>) -> Result<()> {
     let Some(config) = known.config.as_ref().filter(|_| available.is_some()) else { return Ok(()) };
     for stage in &recipe.stage {
         let most = match stage {
-            Stage::Offline(s) => offline_sizes(recipe, s, s.max_tokens.min(config.max_position_embeddings), usize::MAX),
-            Stage::Online(s) => online_sizes(recipe, s, s.max_prompt_tokens),
+            Stage::Offline(s) => {
+                let context = config.max_position_embeddings;
+                offline_sizes(recipe, s, (s.max_tokens.min(context), usize::MAX), &bounds(&s.streams, context))
+            }
+            Stage::Online(s) => {
+                online_sizes(recipe, s, s.max_prompt_tokens, &bounds(&s.streams, config.max_position_embeddings))
+            }
             _ => continue,
         };
         if memory::fits(stage.id(), config, &most, available).is_ok() {
@@ -84,21 +90,44 @@ pub fn check_memory(recipe: &Recipe, available: Option<u64>) -> Result<()> {
     Ok(())
 }
 
-/// Sizes of an offline stage whose longest example has `longest` tokens, `total` in all.
-pub fn offline_sizes(recipe: &Recipe, s: &OfflineStage, longest: usize, total: usize) -> Sizes {
-    let step = s.batch.tokens.or_else(|| s.batch.examples.and_then(|n| n.checked_mul(longest))).unwrap_or(usize::MAX);
-    let reference = s.loss().needs().contains(temper_algo::Needs::LOGP_REF);
-    Sizes {
-        micro_tokens: largest_micro_batch(s.micro_tokens, longest, step.min(total)),
-        longest,
-        recompute: s.recompute,
-        cached_tokens: 0,
-        ..models(recipe, s.adapter.as_ref(), reference, false)
-    }
+/// Tokens of the longest row of some data, and of all its rows.
+type Rows = (usize, usize);
+
+/// What is known of streams before their data is read.
+fn bounds(streams: &[Stream], context: usize) -> Vec<Rows> {
+    streams.iter().map(|s| s.bound(context)).collect()
 }
 
-/// Sizes of an online stage whose longest prompt has `prompt` tokens.
-pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize) -> Sizes {
+/// The largest micro-batch of an optimiser step.
+fn micro_batch(limit: usize, batch: Option<&Batch>, (longest, total): Rows) -> usize {
+    let of = |b: &Batch| b.tokens.or_else(|| b.examples.and_then(|n| n.checked_mul(longest)));
+    let step = batch.and_then(of).unwrap_or(usize::MAX);
+    largest_micro_batch(limit, longest, step.min(total))
+}
+
+/// A stage's sizes when its streams have these rows too.
+fn with_streams(mut sizes: Sizes, limit: usize, streams: &[Stream], rows: &[Rows]) -> Sizes {
+    for (stream, rows) in streams.iter().zip(rows) {
+        sizes.micro_tokens = sizes.micro_tokens.max(micro_batch(limit, stream.batch.as_ref(), *rows));
+        sizes.longest = sizes.longest.max(rows.0);
+    }
+    sizes
+}
+
+/// Sizes of an offline stage with these rows, and those of its streams.
+pub fn offline_sizes(recipe: &Recipe, s: &OfflineStage, rows: Rows, streams: &[Rows]) -> Sizes {
+    let sizes = Sizes {
+        micro_tokens: micro_batch(s.micro_tokens, Some(&s.batch), rows),
+        longest: rows.0,
+        recompute: s.recompute,
+        cached_tokens: 0,
+        ..models(recipe, s.adapter.as_ref(), needs_reference(s.loss().needs(), &s.streams), false)
+    };
+    with_streams(sizes, s.micro_tokens, &s.streams, streams)
+}
+
+/// Sizes of an online stage whose longest prompt has `prompt` tokens, and whose streams have these rows.
+pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize, streams: &[Rows]) -> Sizes {
     let turns = s.environment.as_ref().map_or(1, temper_env::Environment::turns);
     let (samples, completion) = (s.samples_per_prompt, turns * s.sampling.max_tokens);
     // A group is never split, so the largest micro-batch holds at least one.
@@ -106,14 +135,19 @@ pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize) -> Sizes {
     let completions = s.prompts_per_step * samples;
     // Episodes keep their caches between their turns.
     let at_once = if turns > 1 { completions } else { s.max_batch.min(completions) };
-    let reference = s.objective.needs().contains(temper_algo::Needs::LOGP_REF);
-    Sizes {
+    let reference = needs_reference(s.objective.needs(), &s.streams);
+    let sizes = Sizes {
         micro_tokens: largest_micro_batch(s.micro_tokens, group, s.prompts_per_step * group),
         longest: group,
         recompute: s.recompute,
         cached_tokens: at_once * completion + at_once.div_ceil(samples) * prompt,
         ..models(recipe, s.adapter.as_ref(), reference, s.critic.is_some())
-    }
+    };
+    with_streams(sizes, s.micro_tokens, &s.streams, streams)
+}
+
+fn needs_reference(own: Needs, streams: &[Stream]) -> bool {
+    streams.iter().map(|s| s.loss().needs()).chain([own]).any(|needs| needs.contains(Needs::LOGP_REF))
 }
 
 /// The models of a stage.
@@ -162,7 +196,9 @@ pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
             Stage::Online(s) => s.tasks.iter().flat_map(|t| task_paths(&t.source)).collect(),
             Stage::Evaluate(s) => s.tasks.iter().flat_map(eval_paths).collect::<Vec<_>>(),
         };
-        found.extend(paths.into_iter().map(|p| (at.clone(), p)));
+        let of_streams = stage.streams().iter().flat_map(|s| &s.data).flat_map(data_paths);
+        let paths = paths.into_iter().chain(of_streams);
+        found.extend(paths.map(|p| (at.clone(), p)));
     }
     for (task, _) in recipe.eval_tasks() {
         found.extend(eval_paths(task).into_iter().map(|p| (format!("task `{}`", task.id), p)));
@@ -278,12 +314,14 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
         let needs: Vec<&str> = std::iter::once("logp").chain(loss.needs().names()).collect();
         figures.push(("the objective", format!("{}; it reads {}", names.join(" + "), needs.join(", "))));
     }
-    let sizes = offline_sizes(recipe, s, longest, tokens);
+    let beside = Beside::of(recipe, &s.id, &s.streams, tokenizer, context)?;
+    let sizes = offline_sizes(recipe, s, (longest, tokens), &beside.rows);
     figures.extend(trained(sizes.lora.as_ref(), known));
+    figures.extend(beside.figures);
     figures.extend(offline::extra_passes(s).into_iter().map(|pass| ("extra pass", pass.to_string())));
     Ok(StagePlan {
         example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
-        notes: examples::notes(s, &rows),
+        notes: [examples::notes(&s.data, &rows), beside.notes].concat(),
         memory: known.config.as_ref().map(|c| Memory::of(c, &sizes)),
         sizes: Some(sizes),
         ..simple(&s.id, "offline", figures)
@@ -369,13 +407,59 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     if let Some(prompt) = prompt {
         figures.push(("longest prompt", format!("{prompt} tokens among the first of each source")));
     }
-    let sizes = online_sizes(recipe, s, prompt.unwrap_or(s.max_prompt_tokens));
+    let context = known.config.as_ref().map_or(usize::MAX, |c| c.max_position_embeddings);
+    let beside = match &known.tokenizer {
+        Some(tokenizer) => Beside::of(recipe, &s.id, &s.streams, tokenizer, context)?,
+        None => Beside { rows: bounds(&s.streams, context), ..Beside::default() },
+    };
+    let sizes = online_sizes(recipe, s, prompt.unwrap_or(s.max_prompt_tokens), &beside.rows);
     figures.extend(trained(sizes.lora.as_ref(), known));
+    figures.extend(beside.figures);
     Ok(StagePlan {
+        notes: beside.notes,
         memory: known.config.as_ref().map(|c| Memory::of(c, &sizes)),
         sizes: Some(sizes),
         ..simple(&s.id, "online", figures)
     })
+}
+
+/// What a stage's streams will do.
+#[derive(Default)]
+struct Beside {
+    rows: Vec<Rows>,
+    figures: Vec<(&'static str, String)>,
+    notes: Vec<String>,
+}
+
+impl Beside {
+    fn of(recipe: &Recipe, stage: &str, streams: &[Stream], tokenizer: &Tokenizer, context: usize) -> Result<Self> {
+        let mut all = Self::default();
+        for (k, stream) in streams.iter().enumerate() {
+            let what = if let Some(shown) = &stream.demonstrations {
+                all.rows.push(stream.bound(context));
+                match shown.most_right {
+                    None => "a demonstration of every task of the round".to_owned(),
+                    Some(most) => format!("demonstrations of the round's tasks with at most {most} right rollouts"),
+                }
+            } else {
+                let rows = examples::of_stream(stream, tokenizer, context, streams::seed(recipe.stage_seed(stage), k))?;
+                let notes = examples::notes(&stream.data, &rows);
+                all.notes.extend(notes.into_iter().map(|note| format!("stream `{}`: {note}", stream.id)));
+                all.rows.push(rows.tokens());
+                let batch = stream.batch.as_ref();
+                let of = batch.and_then(|b| b.examples).map(|n| format!("{n} examples"));
+                let tokens = || format!("at most {} tokens", grouped(batch.and_then(|b| b.tokens).unwrap_or(0) as u64));
+                format!("{} a step, of {}", of.unwrap_or_else(tokens), grouped(rows.rows.len() as u64))
+            };
+            let loss = stream.loss();
+            let names: Vec<&str> = loss.weighted().map(|(_, o)| o.name()).collect();
+            all.figures.push(("stream", format!("`{}`: {what}; {} x {}", stream.id, stream.weight, names.join(" + "))));
+            all.figures.extend(
+                offline::loss_passes(&loss).into_iter().map(|pass| ("extra pass", format!("`{}`: {pass}", stream.id))),
+            );
+        }
+        Ok(all)
+    }
 }
 
 /// How many parameters a stage with an adapter trains.

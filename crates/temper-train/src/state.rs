@@ -25,15 +25,15 @@ pub struct Progress {
     pub drawn: u64,
     /// Tokens trained on.
     pub num_tokens: u64,
-    /// Rows or tasks of each source when the stage began (0: endless): a resume needs the same.
-    pub sizes: Vec<usize>,
-    /// Digest of these rows or tasks.
-    #[serde(default)]
-    pub data_digest: u64,
+    /// What the stage's data was when it began: a resume needs the same.
+    pub data: Seen,
     /// Data cursor of an offline stage.
     pub order: Option<Order>,
     /// A row that was drawn and did not fit the step before.
     pub waiting: Option<usize>,
+    /// Where each stream is in its data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<Cursor>,
     /// Multiplier of each row of an offline stage with a constraint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub multipliers: Vec<f64>,
@@ -58,23 +58,52 @@ pub struct Progress {
     pub memory: temper_algo::Memory,
 }
 
-impl Progress {
-    /// Notes the sizes and the digest of the stage's sources, or compares them with those that it began with.
-    pub fn same_data(&mut self, stage: &str, sizes: &[usize], digest: u64) -> Result<()> {
+/// Data as it was when a stage began.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Rows or tasks of each source (0: endless).
+    sizes: Vec<usize>,
+    /// Digest of these rows or tasks.
+    digest: u64,
+}
+
+/// Where a stream is in its data.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// What its data was when the stage began.
+    pub data: Seen,
+    /// Which row comes next; nothing for a stream without data of its own.
+    pub order: Option<Order>,
+    /// A row that was drawn and did not fit the step before.
+    pub waiting: Option<usize>,
+    /// Demonstrations left out so far because they were too long.
+    pub left_out: u64,
+}
+
+impl Seen {
+    /// Notes the sizes and the digest of what `whose` trains on, or compares them with those that it began with.
+    pub fn same(&mut self, whose: &str, begun: bool, sizes: &[usize], digest: u64) -> Result<()> {
         let changed = match () {
-            () if self.step == 0 => None,
+            () if !begun => None,
             () if self.sizes != sizes => Some(format!("it had {:?} rows a source, now {sizes:?}", self.sizes)),
-            () if self.data_digest != digest => Some("as many rows as before, with other contents".into()),
+            () if self.digest != digest => Some("as many rows as before, with other contents".into()),
             () => None,
         };
         if let Some(how) = changed {
             return Err(Error::user(
-                format!("the data of stage `{stage}` has changed: {how}"),
+                format!("the data of {whose} has changed: {how}"),
                 "restore the files that the run began with, or start afresh with another --out",
             ));
         }
-        (self.sizes, self.data_digest) = (sizes.to_vec(), digest);
+        (self.sizes, self.digest) = (sizes.to_vec(), digest);
         Ok(())
+    }
+}
+
+impl Progress {
+    /// Notes the sizes and the digest of the stage's sources, or compares them with those that it began with.
+    pub fn same_data(&mut self, stage: &str, sizes: &[usize], digest: u64) -> Result<()> {
+        self.data.same(&format!("stage `{stage}`"), self.step > 0, sizes, digest)
     }
 }
 

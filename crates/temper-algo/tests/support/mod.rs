@@ -233,6 +233,7 @@ pub fn every_token_objective() -> Vec<TokenObjective> {
         TokenObjective::Nll {},
         TokenObjective::LabelSmoothing { eps: 0.1 },
         TokenObjective::Dft {},
+        TokenObjective::Chord {},
         TokenObjective::Probability { q: 0.5, min_p: None, max_p: None },
         TokenObjective::Probability { q: 1.0, min_p: Some(0.1), max_p: None },
         TokenObjective::Probability { q: 3.0, min_p: None, max_p: Some(0.6) },
@@ -258,6 +259,7 @@ pub fn every_token_objective() -> Vec<TokenObjective> {
             TokenObjective::Nll {}
             | TokenObjective::LabelSmoothing { .. }
             | TokenObjective::Dft {}
+            | TokenObjective::Chord {}
             | TokenObjective::Probability { .. }
             | TokenObjective::Focal { .. }
             | TokenObjective::Eaft { .. }

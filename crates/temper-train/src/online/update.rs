@@ -2,11 +2,12 @@
 
 use temper_algo::stats::Running;
 use temper_algo::{PolicyMetrics, SequenceMask};
+use temper_data::Encoded;
 use temper_tensor::HeadSpec;
 
 use super::pass::{Micro, Pass};
 use super::value::ValueUpdate;
-use crate::adapter;
+use crate::adapter::{self, Reference};
 use crate::context::Context;
 use crate::critic::Critic;
 use crate::error::{Error, Result};
@@ -16,6 +17,8 @@ use crate::offline::micro_batches;
 use crate::recipe::OnlineStage;
 use crate::rollout::Group;
 use crate::state::Progress;
+use crate::streams::{self, Shown, Streams};
+use crate::supervised::Settings;
 
 /// What the optimiser steps of one round added up to.
 #[derive(Debug, Default)]
@@ -30,25 +33,53 @@ pub(super) struct Update {
     updates: usize,
     /// The critic's share.
     pub(super) value: ValueUpdate,
+    /// The streams' share.
+    pub(super) beside: streams::Beside,
+}
+
+/// What a round's optimiser steps train on besides its groups.
+pub(super) struct Beside<'a> {
+    pub streams: &'a Streams,
+    /// Of each stream the demonstrations that it shows in this round.
+    pub shown: &'a [Vec<(String, Encoded)>],
+    /// Tasks of the round.
+    pub tasks: usize,
+    pub reference: Option<&'a Reference>,
+}
+
+impl Beside<'_> {
+    /// Demonstrations of minibatch `part` of `parts`.
+    fn shown(&self, part: usize, parts: usize) -> Vec<Shown<'_>> {
+        let share = |n: usize| n as f64 * parts as f64 / self.tasks.max(1) as f64;
+        let rows = self.shown.iter().map(|rows| &rows[deal(rows.len(), parts)[part].clone()]);
+        rows.map(|rows| Shown { rows, share: share(rows.len()) }).collect()
+    }
 }
 
 impl Update {
-    /// One optimiser step of the policy, number `at` of `total`.
+    /// One optimiser step of the policy, number `at` of `total`; none where there is nothing to train on.
     fn policy_step(
         &mut self,
         ctx: &Context,
         learner: &mut Learner,
         stage: &OnlineStage,
         groups: &[&Group],
+        (beside, shown): (&Beside, &[Shown]),
         (at, total): (u64, u64),
-        round: usize,
+        progress: &mut Progress,
     ) -> Result<()> {
-        let factor = stage.schedule.value(at, total);
-        let loss = optimiser_step(ctx, learner, stage, groups, at, self)?;
-        let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
-        for (what, value) in [("loss", loss), ("grad_norm", norm)] {
-            finite(what, value, stage, round, groups)?;
+        let (factor, round) = (stage.schedule.value(at, total), progress.step);
+        let mut loss = if groups.is_empty() { 0.0 } else { optimiser_step(ctx, learner, stage, groups, at, self)? };
+        finite("loss", loss, stage, round, groups)?;
+        let settings = settings(ctx, stage, at, round);
+        let others = beside.streams.step(&stage.streams, shown, settings, learner, beside.reference, progress)?;
+        if groups.is_empty() && others.is_empty() {
+            return Ok(());
         }
+        loss += others.loss();
+        self.beside.add(others);
+        let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
+        finite("grad_norm", norm, stage, round, groups)?;
         self.updates += 1;
         self.loss += loss;
         self.grad_norm += norm;
@@ -66,7 +97,7 @@ impl Update {
         self.entropy.mean()
     }
 
-    /// A round whose groups were all constant takes no optimiser step and has none of these numbers.
+    /// A round whose groups were all constant takes no optimiser step, unless streams do, and has none of these numbers.
     pub(super) fn write(&self, metrics: &mut Metrics) {
         if self.updates == 0 {
             return;
@@ -75,7 +106,9 @@ impl Update {
         metrics.set(names::LOSS, mean(self.loss));
         metrics.set(names::GRAD_NORM, mean(self.grad_norm));
         metrics.set(names::LEARNING_RATE, self.lr);
-        metrics.set(names::ENTROPY, self.entropy.mean().unwrap_or(0.0));
+        self.beside.write(metrics);
+        let Some(entropy) = self.entropy.mean() else { return };
+        metrics.set(names::ENTROPY, entropy);
         for (name, value) in self.policy.entries() {
             match name {
                 names::ENTROPY => {}
@@ -93,32 +126,48 @@ pub(super) fn run(
     mut critic: Option<&mut Critic>,
     stage: &OnlineStage,
     groups: &[&Group],
+    beside: &Beside,
     progress: &mut Progress,
 ) -> Result<Update> {
     let mut done = Update::default();
     let total = (stage.steps * stage.inner_epochs * stage.minibatches) as u64;
     let policy_trains = stage.critic.as_ref().is_none_or(|c| c.objective.policy_trains(progress.step as u64));
     let minibatches = deal(groups.len(), stage.minibatches);
-    for range in std::iter::repeat_n(minibatches, stage.inner_epochs).flatten() {
+    let passes = std::iter::repeat_n(minibatches.into_iter().enumerate(), stage.inner_epochs);
+    for (part, range) in passes.flatten() {
         let (step, at) = (&groups[range], progress.updates);
         progress.updates += 1;
-        if step.is_empty() {
-            continue;
-        }
-        if let (Some(critic), Some(settings)) = (critic.as_deref_mut(), &stage.critic) {
+        let settings = stage.critic.as_ref().filter(|_| !step.is_empty());
+        if let (Some(critic), Some(settings)) = (critic.as_deref_mut(), settings) {
             let factor = settings.schedule.value(at, total);
             let (loss, norm) = done.value.step(ctx, critic, stage, settings, step, factor)?;
             finite("value_loss", loss, stage, progress.step, step)?;
             finite("value/grad_norm", norm, stage, progress.step, step)?;
         }
         if policy_trains {
-            done.policy_step(ctx, learner, stage, step, (at, total), progress.step)?;
+            let shown = beside.shown(part, stage.minibatches);
+            done.policy_step(ctx, learner, stage, step, (beside, &shown), (at, total), progress)?;
         }
     }
     Ok(done)
 }
 
-/// One optimiser step's gradients; returns its loss.
+/// How the stage's streams train in optimiser step `at`.
+fn settings<'a, 'c: 'a>(ctx: &Context<'c>, stage: &'a OnlineStage, at: u64, round: usize) -> Settings<'a> {
+    Settings {
+        ops: ctx.ops(),
+        stage: &stage.id,
+        micro_tokens: stage.micro_tokens,
+        recompute: stage.recompute,
+        adapter: stage.adapter.as_ref(),
+        sensitive: None,
+        seed: ctx.stage_seed(&stage.id),
+        index: at,
+        round,
+    }
+}
+
+/// The gradients of one optimiser step's groups; returns their loss.
 fn optimiser_step(
     ctx: &Context,
     learner: &mut Learner,
@@ -133,8 +182,10 @@ fn optimiser_step(
         owners.zip(&masks).map(|((group, weight), mask)| SequenceMask { group, weight, mask }).collect();
     let weights = stage.objective.weighting.weights(&sequences)?;
     let mut weights = weights.into_iter();
-    let weights: Vec<Vec<f64>> =
-        groups.iter().map(|g| weights.by_ref().take(g.rollouts.len()).flatten().collect()).collect();
+    let weights: Vec<Vec<f64>> = groups
+        .iter()
+        .map(|g| weights.by_ref().take(g.rollouts.len()).flatten().map(|w| w * stage.weight).collect())
+        .collect();
 
     let seed = ctx.stage_seed(&stage.id);
     let micros = micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens)

@@ -5,6 +5,7 @@ mod offline;
 mod online;
 mod parts;
 mod stage;
+mod streams;
 
 use std::collections::BTreeSet;
 

@@ -15,9 +15,19 @@ use toml::Value;
 pub struct Knobs(BTreeMap<String, Knob>);
 
 /// Settings that may move, by the beginning of their path: those that are read anew in every round.
-pub(super) const ONLINE: [&str; 3] = ["objective.", "shaping.", "sampling.temperature"];
+pub(super) const ONLINE: [&str; 5] = ["objective.", "shaping.", "sampling.temperature", "weight", "streams."];
 /// The same for offline stages.
-pub(super) const OFFLINE: [&str; 2] = ["objective.", "terms."];
+pub(super) const OFFLINE: [&str; 4] = ["objective.", "terms.", "weight", "streams."];
+/// The same within a stream.
+const STREAM: [&str; 3] = ["objective.", "terms.", "weight"];
+
+/// Whether a setting is read anew in every round: one that `movable` names, or begins.
+pub(super) fn moves(path: &str, movable: &[&str]) -> bool {
+    if let Some((_, within)) = path.strip_prefix("streams.").and_then(|rest| rest.split_once('.')) {
+        return movable.contains(&"streams.") && moves(within, &STREAM);
+    }
+    movable.iter().any(|start| if start.ends_with('.') { path.starts_with(start) } else { path == *start })
+}
 
 /// What the knobs of a stage remember, by path; part of a checkpoint.
 pub type KnobStates = BTreeMap<String, KnobState>;
@@ -111,6 +121,10 @@ pub(super) fn allow(schema: &mut serde_json::Value) {
         numbers(&mut schema["$defs"][name]);
     }
     or_knob(&mut schema["$defs"]["Generation"]["properties"]["temperature"]);
+    or_knob(&mut schema["$defs"]["Stream"]["properties"]["weight"]);
+    for stage in ["OfflineStage", "OnlineStage"] {
+        or_knob(&mut schema["$defs"][stage]["properties"]["weight"]);
+    }
 }
 
 fn references(schema: &serde_json::Value, names: &mut Vec<String>) {

@@ -13,6 +13,7 @@ mod method;
 mod parts;
 mod sensitivity;
 mod stages;
+mod stream;
 
 pub use adapter::Adapter;
 pub use check::{Problem, Severity, check, check_task};
@@ -26,6 +27,7 @@ pub use parts::{
 };
 pub use sensitivity::Sensitivity;
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
+pub use stream::{Demonstrations, Stream};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

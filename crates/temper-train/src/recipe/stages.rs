@@ -16,6 +16,7 @@ use super::parts::{
     Batch, Clip, CriticStage, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape, clip_norm,
 };
 use super::sensitivity::Sensitivity;
+use super::stream::Stream;
 use crate::transform::Transform;
 
 /// One stage of a run.
@@ -72,6 +73,7 @@ impl Stage {
             Self::Online(s) => s.objective.needs(),
             Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => Needs::NONE,
         };
+        let needs: Needs = self.streams().iter().map(|s| s.loss().needs()).chain([needs]).collect();
         needs.contains(Needs::LOGP_REF)
     }
 
@@ -81,6 +83,15 @@ impl Stage {
             Self::Offline(s) => s.adapter.as_ref(),
             Self::Online(s) => s.adapter.as_ref(),
             Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
+        }
+    }
+
+    /// Its further losses.
+    pub fn streams(&self) -> &[Stream] {
+        match self {
+            Self::Offline(s) => &s.streams,
+            Self::Online(s) => &s.streams,
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => &[],
         }
     }
 
@@ -168,6 +179,12 @@ pub struct OfflineStage {
     /// Units that are left out in training because they change most (default none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<Sensitivity>,
+    /// Further losses on data of their own in every optimiser step (default none).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<Stream>,
+    /// Factor of the stage's own loss beside those of its streams (default 1).
+    #[serde(default = "share")]
+    pub weight: f64,
     /// A bound on every example's loss, kept by multipliers (default none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constraint: Option<SampleConstraint>,
@@ -278,6 +295,12 @@ pub struct OnlineStage {
     /// Advantage, ratio, surrogate, KL term and weighting.
     #[serde(default)]
     pub objective: PolicyObjective,
+    /// Further losses on data of their own in every optimiser step (default none).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<Stream>,
+    /// Factor of the stage's own loss beside those of its streams (default 1).
+    #[serde(default = "share")]
+    pub weight: f64,
     /// What changes the rewards of a group before it is compared, in order (default nothing).
     #[serde(default)]
     pub shaping: Vec<RewardShaping>,

@@ -102,6 +102,10 @@ impl Done {
     pub(crate) fn rollouts(&self) -> Vec<Value> {
         logged(&self.dir, "rollouts.jsonl", "rl")
     }
+    /// A file or directory of the run.
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.dir.join(file)
+    }
     /// A file's bytes.
     pub(crate) fn bits(&self, file: &str) -> Vec<u8> {
         bits(&self.dir, file)

@@ -138,7 +138,7 @@ fn numbers_that_nobody_means_are_refused() {
         .map(|key| format!("stage.grpo.{key}=100000000"));
     let sets: Vec<&str> = most.iter().flat_map(|set| ["--set", set]).collect();
     place.bad(&[&["check", "small.toml"], &sets[..]].concat(), &["sampled tokens in all", "a round samples"]);
-    bad("stage.sft.weighting={ kind = \"group\" }", &["`weighting` is `group`", "sequence"]);
+    bad("stage.sft.weighting={ kind = \"group\" }", &["`weighting` is by groups", "sequence"]);
     let text =
         place.good(&["check", "small.toml", "--set", "stage.sft.schedule={ kind = \"constant\", warmup_steps = 9 }"]);
     assert!(text.contains("warm-up of 9 steps") && text.contains("warning"), "{text}");

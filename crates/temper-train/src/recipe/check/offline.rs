@@ -2,14 +2,15 @@
 
 use temper_algo::{Needs, Weighting};
 
-use super::Found;
 use super::parts::{count, data_problems, optimizer_problems, schedule_problems};
+use super::{Found, streams};
 use crate::recipe::{Input, Mask, OfflineStage, Recipe};
 use crate::transform::Transform;
 
 /// What is wrong with the stage as it stands.
 pub(super) fn problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut Found) {
     data_problems(at, &s.data, found);
+    streams::problems(recipe, at, &s.streams, s.weight, None, found);
     found.exactly_one(
         at,
         "`batch.examples` and `batch.tokens`",
@@ -38,12 +39,11 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut 
     optimizer_problems(at, &s.optimizer, s.clip_norm, found);
     schedule_problems(at, &s.schedule, s.steps, found);
     found.parts(at, "weighting", s.weighting.check());
-    let same = [("group", Weighting::Group {}, "sequence"), ("group_sum", Weighting::GroupSum {}, "sequence_sum")];
-    for (name, _, other) in same.into_iter().filter(|(_, weighting, _)| s.weighting == *weighting) {
+    if matches!(s.weighting, Weighting::Group {} | Weighting::GroupSum {}) {
         found.error(
             at,
-            format!("`weighting` is `{name}`, and every example is a group of its own"),
-            format!("use `{other}`, which is the same here"),
+            "`weighting` is by groups, and every example is a group of its own",
+            "use `sequence` or `sequence_sum`, which are the same here",
         );
     }
     for p in s.loss().check() {

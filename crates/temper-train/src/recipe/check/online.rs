@@ -6,7 +6,7 @@ use temper_algo::group_reuse::InjectFrom;
 use temper_algo::{GroupShaper, Needs, RewardShaping};
 
 use super::parts::{generation_problems, optimizer_problems, schedule_problems};
-use super::{Found, MOST, MOST_REFILLS, members};
+use super::{Found, MOST, MOST_REFILLS, members, streams};
 use crate::recipe::{ModelAt, ModelSpec, OnlineStage, Recipe};
 
 /// What is wrong with the stage as it stands.
@@ -19,7 +19,8 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
     }
     for task in &s.tasks {
         found.tasks(at, &task.source);
-        let shown = s.inject.as_ref().is_some_and(|i| i.from == InjectFrom::Demonstration);
+        let shown = s.inject.as_ref().is_some_and(|i| i.from == InjectFrom::Demonstration)
+            || s.streams.iter().any(|stream| stream.demonstrations.is_some());
         if !shown {
             found.no_demonstrations(at, &task.source);
         }
@@ -56,6 +57,7 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
     group_problems(at, s, found);
     critic_problems(recipe, at, s, found);
     members::problems(recipe, at, s, found);
+    streams::problems(recipe, at, &s.streams, s.weight, Some(s), found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,

@@ -124,11 +124,11 @@ fn init(recipe: &Recipe, index: usize, at: &str, s: &InitStage, found: &mut Foun
 fn knob_problems(at: &str, knobs: &Knobs, movable: &[&str], kl: bool, found: &mut Found) {
     for (path, knob) in knobs.iter() {
         found.parts(at, path, knob.check());
-        if !movable.iter().any(|start| path.starts_with(start)) {
+        if !knobs::moves(path, movable) {
             found.error(
                 at,
                 format!("`{path}` cannot move: it is read once"),
-                format!("give a number; what can move is {}", movable.join("*, ")),
+                format!("give a number; what can move is {}", movable.join(", ")),
             );
         }
         if knob.watches() == Some(Signal::Kl) && !kl {
