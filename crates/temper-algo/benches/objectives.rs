@@ -37,6 +37,7 @@ fn policy_objectives(c: &mut Criterion) {
             logp_gen: objective.needs().contains(Needs::LOGP_GEN).then_some(&logp_gen),
             entropy: Some(&entropy),
             success: Some(&success),
+            kl_factor: None,
             adv: &adv,
             weight: &weight,
             sequences: &sequences,

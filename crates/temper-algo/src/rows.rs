@@ -20,6 +20,8 @@ pub struct Rows<'a> {
     pub entropy: Option<&'a [f64]>,
     /// Share of the group's rollouts that were right, the same for every token of the group.
     pub success: Option<&'a [f64]>,
+    /// Factor of the KL penalty at each token; `None` = 1 everywhere.
+    pub kl_factor: Option<&'a [f64]>,
     /// Advantages, one a token.
     pub adv: &'a [f64],
     /// Weights of the step from [`Weighting`](crate::Weighting). A token of weight 0 is not there: it enters no term, mean or
@@ -41,6 +43,7 @@ impl<'a> Rows<'a> {
         logp_ref: None,
         entropy: None,
         success: None,
+        kl_factor: None,
         adv: &[],
         weight: &[],
         sequences: &[],
@@ -64,7 +67,7 @@ impl<'a> Rows<'a> {
         (0..weight.len()).filter(move |row| weight[*row] != 0.0)
     }
 
-    fn arrays(&self) -> [(&'static str, Option<&'a [f64]>); 8] {
+    fn arrays(&self) -> [(&'static str, Option<&'a [f64]>); 9] {
         [
             ("weight", Some(self.weight)),
             ("logp", Some(self.logp)),
@@ -74,6 +77,7 @@ impl<'a> Rows<'a> {
             ("logp_ref", self.logp_ref),
             ("entropy", self.entropy),
             ("success", self.success),
+            ("kl_factor", self.kl_factor),
         ]
     }
 

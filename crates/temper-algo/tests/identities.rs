@@ -323,3 +323,20 @@ fn coupling_is_what_the_parts_say() {
     assert_eq!(of(r#"{ "surrogate": { "kind": "kl_cov" } }"#), Coupling::Step);
     assert_eq!(of(r#"{ "top_entropy": {} }"#), Coupling::Step);
 }
+
+/// A factor of the KL at each token is a beta of each token: of two tokens with beta 0.4, factors 0.5 and 0 leave 0.2 on the first.
+#[test]
+fn the_kl_has_a_factor_a_token() {
+    let objective = |beta| PolicyObjective {
+        kl: Some(KlPenalty { estimator: KlEstimator::K3 {}, beta, importance: false }),
+        ..PolicyObjective::default()
+    };
+    let rows = Rows { logp: &[-1.0, -2.0], logp_ref: Some(&[-1.5, -0.5]), adv: &[0.3, -0.2], ..Rows::EMPTY };
+    let weights = [0.5f64, 0.25].map(f64::ln);
+    let halved = terms(&objective(0.4), &Rows { kl_factor: Some(&[0.5, 0.0]), ..rows }, &weights);
+    let (light, none) = (terms(&objective(0.2), &rows, &weights), terms(&PolicyObjective::default(), &rows, &weights));
+    assert_eq!(halved.d_logp, [light.d_logp[0], none.d_logp[1]]);
+    // exp(-0.5) - 1 + 0.5 = 0.106530660 at the first token.
+    assert!((halved.loss - none.loss - 0.5 * 0.2 * 0.106_530_660).abs() < 1e-9, "{} {}", halved.loss, none.loss);
+    assert_eq!(halved.metrics.kl, light.metrics.kl, "what is measured has no factor");
+}

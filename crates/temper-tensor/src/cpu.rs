@@ -337,6 +337,18 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn grad_pull(&self, g: &mut Grad, p: &ParamValue, to: &Grad, weight: f32) -> Result<f64> {
+        gradients::pull(g, p, to, weight)
+    }
+
+    fn grad_mix(&self, average: &mut Grad, p: &ParamValue, share: f32) -> Result<()> {
+        gradients::mix_in(average, p, share)
+    }
+
+    fn param_mix(&self, p: &mut ParamValue, x: &Grad, share: f32) -> Result<()> {
+        gradients::mix_param(p, x, share)
+    }
+
     fn unary(&self, op: Unary, x: &Tensor) -> Result<Tensor> {
         Ok(generic::unary(op, x))
     }

@@ -372,6 +372,12 @@ pub trait Ops: Send + Sync {
     fn grad_fill(&self, g: &mut Grad, value: f32) -> Result<()>;
     /// `acc += factor * x`.
     fn grad_add_scaled(&self, acc: &mut Grad, x: &Grad, factor: f32) -> Result<()>;
+    /// `g += weight * (p - to)`; returns the sum of squares of `p - to`, in f64 and in a fixed order.
+    fn grad_pull(&self, g: &mut Grad, p: &ParamValue, to: &Grad, weight: f32) -> Result<f64>;
+    /// `average += share * (p - average)`.
+    fn grad_mix(&self, average: &mut Grad, p: &ParamValue, share: f32) -> Result<()>;
+    /// `p += share * (x - p)`, with `share = 1` exactly x.
+    fn param_mix(&self, p: &mut ParamValue, x: &Grad, share: f32) -> Result<()>;
 
     // Generic operations.
 

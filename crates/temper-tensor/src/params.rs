@@ -255,6 +255,16 @@ impl Grads {
         Ok(Self { list: params.list.iter().map(one).collect::<Result<_>>()? })
     }
 
+    /// A copy of the trainable parameters' values as they are now.
+    pub fn copy(ops: &dyn Ops, params: &Params) -> Result<Self> {
+        let mut copy = Self::zeros(ops, params)?;
+        for (id, value) in copy.iter_mut() {
+            // From zeros, a share of 1 is the value.
+            ops.grad_mix(value, &params.get(id).value, 1.0)?;
+        }
+        Ok(copy)
+    }
+
     /// Sets every buffer to zero, keeping the memory.
     pub fn zero(&mut self, ops: &dyn Ops) -> Result<()> {
         self.list.iter_mut().flatten().try_for_each(|g| ops.grad_fill(g, 0.0))

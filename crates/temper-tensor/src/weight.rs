@@ -82,6 +82,14 @@ impl Weight {
         }
     }
 
+    /// The f32 values in the order of [`Panels::data`], where there are any.
+    pub(crate) fn values(&self) -> Option<&[f32]> {
+        match self {
+            Self::F32(p) | Self::Bf16(Mixed { master: Some(p), .. }) => Some(p.data()),
+            Self::Bf16(_) => None,
+        }
+    }
+
     /// Lets `f` change the f32 values in the order of [`Panels::data`], and brings what is derived from them up to date. False,
     /// and nothing done, where there are none.
     pub(crate) fn update(&mut self, f: impl FnOnce(&mut [f32])) -> bool {

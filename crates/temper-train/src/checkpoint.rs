@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is a directory `checkpoints/<stage>-<round>` written aside, fsynced and renamed into place. It holds
 //! `state.json`, and inside a stage `params.safetensors` and `optimizer.safetensors` (f32, row-major), of a critic
-//! `critic.safetensors` and `critic_optimizer.safetensors`; between stages the parameters are those of `stages/<id>/`. `manifest.json`, written last, lists the files with their sizes. The newest
+//! `critic.safetensors` and `critic_optimizer.safetensors`, of copies that a stage keeps `average.safetensors` and `slow.safetensors`, and of a
+//! reference that moves `reference.safetensors`; between stages the parameters are those of `stages/<id>/`. `manifest.json`, written last, lists the files with their sizes. The newest
 //! whole checkpoint is the one that counts; the one before it is kept.
 
 use std::collections::BTreeMap;
@@ -12,8 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use temper_format::atomic::DirWriter;
 use temper_format::{ArrayData, ArrayInfo, ArraySource, DType, SafetensorsFile, SafetensorsWriter};
-use temper_tensor::{AdamState, Ops, Param, ParamId, Params};
+use temper_tensor::{AdamState, Grads, Ops, Param, ParamId, Params};
 
+use crate::adapter::Reference;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::rundir::RunDir;
@@ -21,6 +23,9 @@ use crate::state::State;
 
 const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
+const AVERAGE: &str = "average.safetensors";
+const SLOW: &str = "slow.safetensors";
+const REFERENCE: &str = "reference.safetensors";
 const KEEP: usize = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,6 +80,7 @@ pub fn write<'a>(
     state: &State,
     ops: &dyn Ops,
     learners: impl Iterator<Item = (Role, &'a Learner)>,
+    reference: Option<&Reference>,
 ) -> Result<()> {
     let name = format!("{:04}-{:08}", state.stage, state.progress.step);
     let aside = DirWriter::create(dir.checkpoints().join(&name))?;
@@ -84,9 +90,19 @@ pub fn write<'a>(
         write_params(&aside.path().join(role.params()), ops, &learner.model.params)?;
         write_moments(&aside.path().join(role.moments()), ops, &learner.model.params, &learner.adam)?;
         match role {
-            Role::Policy => optimizer_steps = learner.adam.step(),
+            Role::Policy => {
+                optimizer_steps = learner.adam.step();
+                for (name, copy) in [(AVERAGE, &learner.kept.average), (SLOW, &learner.kept.slow)] {
+                    if let Some(copy) = copy {
+                        write_copy(&aside.path().join(name), ops, &learner.model.params, copy)?;
+                    }
+                }
+            }
             Role::Critic => critic_steps = Some(learner.adam.step()),
         }
+    }
+    if let Some(Reference::Model(model)) = reference {
+        write_all(&aside.path().join(REFERENCE), ops, &model.params)?;
     }
     let manifest = Manifest { version: 1, files: sizes(aside.path())?, optimizer_steps, critic_steps };
     aside.write(MANIFEST, &serde_json::to_vec_pretty(&manifest).expect("our own types serialise"))?;
@@ -122,7 +138,7 @@ impl Found {
         if !self.path.join(role.params()).is_file() {
             return Ok(false);
         }
-        let Learner { model, adam, .. } = learner;
+        let Learner { model, adam, kept, .. } = learner;
         let params = SafetensorsFile::open(self.path.join(role.params()))?;
         let moments = SafetensorsFile::open(self.path.join(role.moments()))?;
         let ids: Vec<(ParamId, String)> = trained(&model.params).map(|(id, p)| (id, p.name.clone())).collect();
@@ -131,11 +147,34 @@ impl Found {
             let (m, v) = (moments.read_f32(&format!("m.{name}"))?, moments.read_f32(&format!("v.{name}"))?);
             adam.set_moments(ops, &model.params, id, &m, &v)?;
         }
+        if role == Role::Policy {
+            for (name, copy) in [(AVERAGE, &mut kept.average), (SLOW, &mut kept.slow)] {
+                if let Some(copy) = copy {
+                    let file = SafetensorsFile::open(self.path.join(name))?;
+                    for (id, values) in copy.iter_mut() {
+                        values.set_values(ops, &file.read_f32(&model.params.get(id).name)?)?;
+                    }
+                }
+            }
+        }
         adam.set_step(match role {
             Role::Policy => self.optimizer_steps,
             Role::Critic => self.critic_steps.unwrap_or(0),
         });
         Ok(true)
+    }
+}
+
+impl Found {
+    /// Reads a reference that moves back.
+    pub fn restore_reference(&self, ops: &dyn Ops, reference: &mut Reference) -> Result<()> {
+        let Reference::Model(model) = reference else { return Ok(()) };
+        let file = SafetensorsFile::open(self.path.join(REFERENCE))?;
+        let ids: Vec<(ParamId, String)> = model.params.iter().map(|(id, p)| (id, p.name.clone())).collect();
+        for (id, name) in ids {
+            model.params.set_values(ops, id, &file.read_f32(&name)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -164,6 +203,25 @@ fn write_params(path: &Path, ops: &dyn Ops, params: &Params) -> Result<()> {
         let values = params.values(ops, id)?;
         finite(p, &values)?;
         file.push(&p.name, &values)?;
+    }
+    file.finish()
+}
+
+/// Streams all parameters, trained or not.
+fn write_all(path: &Path, ops: &dyn Ops, params: &Params) -> Result<()> {
+    let mut file = Stream::create(path, params.iter().map(|(_, p)| (p.name.clone(), p.shape())).collect())?;
+    for (id, p) in params.iter() {
+        file.push(&p.name, &params.values(ops, id)?)?;
+    }
+    file.finish()
+}
+
+/// Streams a copy of the trained parameters.
+fn write_copy(path: &Path, ops: &dyn Ops, params: &Params, copy: &Grads) -> Result<()> {
+    let named = |id: ParamId| (params.get(id).name.clone(), params.get(id).shape());
+    let mut file = Stream::create(path, copy.iter().map(|(id, _)| named(id)).collect())?;
+    for (id, values) in copy.iter() {
+        file.push(&params.get(id).name, &values.values(ops)?)?;
     }
     file.finish()
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use temper_data::Tokenizer;
 use temper_tensor::Ops;
 
+use crate::adapter::Reference;
 use crate::checkpoint::{self, Role};
 use crate::critic::Critic;
 use crate::error::{Error, Result};
@@ -148,16 +149,23 @@ impl<'a> Context<'a> {
     }
 
     /// Writes a checkpoint inside a stage.
-    pub fn checkpoint(&mut self, learner: &Learner, critic: Option<&Critic>, progress: &Progress) -> Result<()> {
+    /// `reference` is there where it moves.
+    pub fn checkpoint(
+        &mut self,
+        learner: &Learner,
+        critic: Option<&Critic>,
+        reference: Option<&Reference>,
+        progress: &Progress,
+    ) -> Result<()> {
         self.state.progress = progress.clone();
         self.state.log_lengths = self.logs.sync()?;
         let trained = [Some((Role::Policy, learner)), critic.map(|c| (Role::Critic, &c.learner))];
-        checkpoint::write(self.dir, &self.state, self.ops, trained.into_iter().flatten())
+        checkpoint::write(self.dir, &self.state, self.ops, trained.into_iter().flatten(), reference)
     }
 
     /// Writes a checkpoint between stages: the model is in `stages/`.
     pub fn boundary(&mut self) -> Result<()> {
         self.state.log_lengths = self.logs.sync()?;
-        checkpoint::write(self.dir, &self.state, self.ops, std::iter::empty())
+        checkpoint::write(self.dir, &self.state, self.ops, std::iter::empty(), None)
     }
 }

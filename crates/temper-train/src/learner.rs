@@ -9,7 +9,8 @@ use temper_tensor::{
 };
 
 use crate::error::Result;
-use crate::recipe::Optimizer;
+use crate::recipe::{AfterUpdate, GradientTransform, Optimizer};
+use crate::slots::Kept;
 
 /// What is asked of a pass through a model beside the batch.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,32 @@ pub struct Learner {
     pub(crate) grads: Grads,
     /// Moments and step count of the optimiser.
     pub adam: AdamState,
+    /// Copies of the parameters that the stage asks for.
+    pub(crate) kept: Kept,
+}
+
+/// One update of the parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct Update<'a> {
+    /// The optimiser.
+    pub optimizer: &'a Optimizer,
+    /// Factor of its learning rate.
+    pub lr_factor: f64,
+    /// Largest gradient norm; 0 for none.
+    pub clip_norm: f64,
+    /// What changes the gradient first.
+    pub gradient: &'a [GradientTransform],
+    /// What follows.
+    pub after: &'a [AfterUpdate],
+}
+
+/// What an update says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Updated {
+    /// Norm of the gradient before clipping.
+    pub norm: f64,
+    /// Distance of the parameters from where a transform pulls them to, before the update.
+    pub distance: Option<f64>,
 }
 
 impl Learner {
@@ -45,7 +72,20 @@ impl Learner {
     pub fn new(ops: &dyn Ops, model: Model) -> Result<Self> {
         let grads = Grads::zeros(ops, &model.params)?;
         let adam = AdamState::new(ops, &model.params)?;
-        Ok(Self { model, grads, adam })
+        Ok(Self { model, grads, adam, kept: Kept::default() })
+    }
+
+    /// With the copies of its parameters that these settings ask for.
+    pub fn keeping(mut self, ops: &dyn Ops, gradient: &[GradientTransform], after: &[AfterUpdate]) -> Result<Self> {
+        self.kept = Kept::new(ops, &self.model.params, gradient, after)?;
+        Ok(self)
+    }
+
+    /// The model that training ends with: the average where one is kept, everything trainable again.
+    pub fn into_model(self, ops: &dyn Ops) -> Result<Model> {
+        let Self { mut model, kept, .. } = self;
+        kept.settle(ops, &mut model.params)?;
+        Ok(model)
     }
 
     /// Forward, head and backward of one micro-batch, adding to the gradients.
@@ -98,17 +138,18 @@ impl Learner {
         Ok(ops.head_terms_to(scored.tensor(), weight, &batch.tgt, asked.spec, asked.other(weight))?)
     }
 
-    /// Clips, updates and clears the gradients. Returns their norm before clipping; nothing is updated when it is not
-    /// finite.
-    pub fn update(&mut self, ops: &dyn Ops, optimizer: &Optimizer, lr_factor: f64, clip_norm: f64) -> Result<f64> {
+    /// Transforms, clips, updates and clears the gradients, and does what follows. Nothing is updated when the norm is not finite.
+    pub fn update(&mut self, ops: &dyn Ops, update: &Update) -> Result<Updated> {
+        let distance = self.kept.pull(ops, &self.model.params, &mut self.grads, update.gradient)?;
         let norm = grad_norm(ops, &self.grads)?;
         if norm.is_finite() {
-            let scale = if clip_norm > 0.0 { clip_scale(norm, clip_norm) } else { 1.0 };
-            let hyper = hyper(optimizer, lr_factor);
+            let scale = if update.clip_norm > 0.0 { clip_scale(norm, update.clip_norm) } else { 1.0 };
+            let hyper = hyper(update.optimizer, update.lr_factor);
             adamw_step(ops, &mut self.model.params, &self.grads, &mut self.adam, &hyper, scale)?;
+            self.kept.follow(ops, &mut self.model.params, update.after, self.adam.step())?;
         }
         self.grads.zero(ops)?;
-        Ok(norm)
+        Ok(Updated { norm, distance })
     }
 }
 

@@ -29,6 +29,7 @@ pub mod run;
 pub mod rundir;
 pub mod sampling;
 pub mod sensitivity;
+mod slots;
 pub mod state;
 mod streams;
 mod supervised;

@@ -33,6 +33,8 @@ pub struct Sizes {
     pub reference: bool,
     /// Whether there is a critic.
     pub critic: bool,
+    /// Copies of what is trained: where it started, averages.
+    pub copies: usize,
 }
 
 /// Bytes by what they hold.
@@ -40,7 +42,7 @@ pub struct Sizes {
 pub struct Memory {
     /// Weights of the policy, the reference and the critic.
     pub weights: u64,
-    /// Gradients and the two moments of what is trained, the critic's too.
+    /// Gradients, the two moments and kept copies of what is trained; the critic's too.
     pub optimizer: u64,
     /// What backward reads, and what is in flight in the head and in a block's backward.
     pub activations: u64,
@@ -61,7 +63,7 @@ impl Memory {
         let adapter = sizes.lora.as_ref().map(|lora| 4 * lora.parameter_count(config));
         let [reference, critic] = [sizes.reference, sizes.critic].map(u64::from);
         let weights = (whole + rounded) * (1 + critic) + adapter.unwrap_or(0) + frozen * reference;
-        let optimizer = 3 * (adapter.unwrap_or(whole) + whole * critic);
+        let optimizer = (3 + sizes.copies as u64) * adapter.unwrap_or(whole) + 3 * whole * critic;
         let activations = activations(config, sizes.micro_tokens as u64, sizes.recompute);
         let cache = sizes.cached_tokens as u64 * config.kv_bytes_per_token();
         let process = PROCESS + TOKEN * config.vocab_size as u64 + SLACK;
@@ -160,6 +162,7 @@ mod tests {
             lora: None,
             reference: false,
             critic: false,
+            copies: 0,
         }
     }
 

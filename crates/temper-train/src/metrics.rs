@@ -11,6 +11,9 @@ use serde::{Serialize, Serializer};
 pub const LOSS: &str = "loss";
 /// L2 norm of the gradient before clipping.
 pub const GRAD_NORM: &str = "grad_norm";
+/// L2 distance of the parameters from those that the stage started with, before the step, of those that `l2_sp` pulls (once for each
+/// transform that does).
+pub const DISTANCE: &str = "start/distance";
 /// Learning rate of the step.
 pub const LEARNING_RATE: &str = "learning_rate";
 /// Passes over the data so far.

@@ -15,10 +15,11 @@ use crate::context::{Context, Outcome};
 use crate::error::Result;
 use crate::examples::{self, Order, Rows};
 use crate::input;
-use crate::learner::Learner;
+use crate::learner::{Learner, Update, Updated};
 use crate::metrics::{self as names, Metrics};
 use crate::plan;
-use crate::recipe::OfflineStage;
+use crate::recipe::{AfterUpdate, OfflineStage};
+use crate::slots;
 use crate::state::Progress;
 use crate::streams::Streams;
 use crate::supervised::{Settings, Step, Sums, finite};
@@ -60,7 +61,7 @@ pub(crate) fn loss_passes(loss: &SupervisedObjective) -> Vec<&'static str> {
 pub fn run(
     ctx: &mut Context,
     learner: &mut Learner,
-    reference: Option<&Reference>,
+    mut reference: Option<&mut Reference>,
     rows: &Rows,
     stage: &OfflineStage,
     progress: &mut Progress,
@@ -84,6 +85,7 @@ pub fn run(
     let of_streams = streams.tokens(&stage.streams, context);
     temper_tensor::buf::expect_rows(plan::offline_sizes(ctx.recipe, stage, rows.tokens(), &of_streams).micro_tokens);
     let changed = input::Change::new(stage, ctx.tokenizer()?, total, seed)?;
+    let synced = stage.after_update.iter().any(AfterUpdate::moves_reference);
     while progress.step < total {
         let begun = Instant::now();
         let knobs = stage.knobs.values(&progress.knobs, progress.step as u64, total as u64);
@@ -97,7 +99,7 @@ pub fn run(
         let settings = Settings { sensitive: Some(&sensitive), ..settings(ctx, stage, progress.step) };
         let step = Step {
             settings,
-            reference: reference.filter(|_| loss.needs().contains(Needs::LOGP_REF)),
+            reference: reference.as_deref().filter(|_| loss.needs().contains(Needs::LOGP_REF)),
             loss: &loss,
             weighting: stage.weighting,
             coefficient: now.weight,
@@ -105,9 +107,19 @@ pub fn run(
             rows: &batch,
         };
         let sums = step.run(learner, multipliers.as_deref())?;
-        let beside = streams.step(&now.streams, &[], settings, learner, reference, progress)?;
+        let beside = streams.step(&now.streams, &[], settings, learner, reference.as_deref(), progress)?;
         let factor = stage.schedule.value(progress.step as u64, total as u64);
-        let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
+        let update = Update {
+            optimizer: &stage.optimizer,
+            lr_factor: factor,
+            clip_norm: stage.clip_norm,
+            gradient: &now.gradient,
+            after: &stage.after_update,
+        };
+        let Updated { norm, distance } = learner.update(ctx.ops(), &update)?;
+        if let Some(reference) = reference.as_deref_mut() {
+            slots::sync(ctx.ops(), &stage.after_update, learner.adam.step(), &learner.model, reference)?;
+        }
         finite("grad_norm", norm, &stage.id, progress.step, &batch)?;
 
         progress.step += 1;
@@ -119,6 +131,9 @@ pub fn run(
         let mut metrics = Metrics::default();
         metrics.set(names::LOSS, sums.loss + beside.loss());
         metrics.set(names::GRAD_NORM, norm);
+        if let Some(distance) = distance {
+            metrics.set(names::DISTANCE, distance);
+        }
         metrics.set(names::LEARNING_RATE, stage.optimizer.lr() * factor);
         metrics.set(names::EPOCH, progress.drawn as f64 / rows.rows.len() as f64);
         metrics.set(names::NUM_TOKENS, progress.num_tokens as f64);
@@ -138,7 +153,7 @@ pub fn run(
         let stop = ctx.stop_requested();
         if stop || progress.step == total || progress.step.is_multiple_of(stage.checkpoint_every) {
             progress.order = Some(order.clone());
-            ctx.checkpoint(learner, None, progress)?;
+            ctx.checkpoint(learner, None, reference.as_deref().filter(|_| synced), progress)?;
             ctx.emit(&Event::Checkpoint { stage: &stage.id, step: progress.step });
         }
         if stop && progress.step < total {

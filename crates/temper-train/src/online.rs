@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
 use crate::plan;
-use crate::recipe::OnlineStage;
+use crate::recipe::{AfterUpdate, OnlineStage};
 use crate::rollout::{self, Group, Peer, Sampling, Sources, measure};
 use crate::state::Progress;
 use crate::streams::{self, Streams};
@@ -33,7 +33,7 @@ pub fn run(
     ctx: &mut Context,
     learner: &mut Learner,
     mut critic: Option<&mut Critic>,
-    reference: Option<&Reference>,
+    mut reference: Option<&mut Reference>,
     stage: &OnlineStage,
     progress: &mut Progress,
 ) -> Result<Outcome> {
@@ -46,13 +46,14 @@ pub fn run(
     let streams = Streams::open(ctx, &stage.id, &stage.streams, context, progress)?;
     let (prompt, of_streams) = (stage.max_prompt_tokens.min(context), streams.tokens(&stage.streams, context));
     temper_tensor::buf::expect_rows(plan::online_sizes(ctx.recipe, stage, prompt, &of_streams).micro_tokens);
+    let synced = stage.after_update.iter().any(AfterUpdate::moves_reference);
     while progress.step < stage.steps {
         let begun = Instant::now();
         let knobs = stage.knobs.values(&progress.knobs, progress.step as u64, stage.steps as u64);
         let (now, peer) = (&stage.knobs.fix(stage, &knobs), peer.as_ref());
         let mut sampling = Sampling { sources: &sources, scorer: &mut scorer, stage: now, seed, peer, context };
         let (mut groups, replaced) = sampling.round(ctx, &learner.model, progress)?;
-        let others = Others { policy: &learner.model, reference, critic: critic.as_deref() };
+        let others = Others { policy: &learner.model, reference: reference.as_deref(), critic: critic.as_deref() };
         let kl = others.read(ctx, now, &mut groups)?;
         readings::finite(&groups)?;
         rollout::advantages(now, &mut groups, progress)?;
@@ -73,12 +74,21 @@ pub fn run(
         }
         drop(sampled);
         let mut trained: Vec<Group> = groups.into_iter().filter_map(Group::trained).collect();
-        if let Some(reference) = reference.filter(|_| now.objective.kl_reward.is_none()) {
+        if let Some(reference) = reference.as_deref().filter(|_| now.objective.kl_reward.is_none()) {
             readings::reference(ctx, reference, &learner.model, now, &mut trained)?;
         }
-        let beside = update::Beside { streams: &streams, shown: &shown, tasks, reference };
+        let beside = update::Beside { streams: &streams, shown: &shown, tasks };
         let trained_on: Vec<&Group> = trained.iter().collect();
-        let update = update::run(ctx, learner, critic.as_deref_mut(), now, &trained_on, &beside, progress)?;
+        let update = update::run(
+            ctx,
+            learner,
+            critic.as_deref_mut(),
+            reference.as_deref_mut(),
+            now,
+            &trained_on,
+            &beside,
+            progress,
+        )?;
 
         progress.step += 1;
         progress.num_tokens += tokens;
@@ -95,7 +105,7 @@ pub fn run(
 
         let stop = ctx.stop_requested();
         if stop || progress.step == stage.steps || progress.step.is_multiple_of(stage.checkpoint_every) {
-            ctx.checkpoint(learner, critic.as_deref(), progress)?;
+            ctx.checkpoint(learner, critic.as_deref(), reference.as_deref().filter(|_| synced), progress)?;
             ctx.emit(&Event::Checkpoint { stage: &stage.id, step: progress.step });
         }
         if stop && progress.step < stage.steps {

@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::memory::{self, Memory, Sizes, largest_micro_batch};
 use crate::models::{self as sources, Source};
 use crate::recipe::{
-    Adapter, Batch, DataSource, EvalSource, EvalTask, ModelSpec, OfflineStage, OnlineStage, Recipe, Shape, Stage,
-    Stream,
+    Adapter, AfterUpdate, Batch, DataSource, EvalSource, EvalTask, GradientTransform, ModelSpec, OfflineStage,
+    OnlineStage, Recipe, Shape, Stage, Stream,
 };
 use crate::{examples, hub, offline, streams};
 
@@ -123,7 +123,13 @@ pub fn offline_sizes(recipe: &Recipe, s: &OfflineStage, rows: Rows, streams: &[R
         cached_tokens: 0,
         ..models(recipe, s.adapter.as_ref(), needs_reference(s.loss().needs(), &s.streams), false)
     };
-    with_streams(sizes, s.micro_tokens, &s.streams, streams)
+    with_streams(copies(sizes, &s.gradient, &s.after_update), s.micro_tokens, &s.streams, streams)
+}
+
+/// A stage's sizes with the copies of what is trained that it keeps.
+fn copies(sizes: Sizes, gradient: &[GradientTransform], after: &[AfterUpdate]) -> Sizes {
+    let start = usize::from(!gradient.is_empty());
+    Sizes { copies: start + after.iter().filter(|a| !a.moves_reference()).count(), ..sizes }
 }
 
 /// Sizes of an online stage whose longest prompt has `prompt` tokens, and whose streams have these rows.
@@ -143,7 +149,7 @@ pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize, streams: &[
         cached_tokens: at_once * completion + at_once.div_ceil(samples) * prompt,
         ..models(recipe, s.adapter.as_ref(), reference, s.critic.is_some())
     };
-    with_streams(sizes, s.micro_tokens, &s.streams, streams)
+    with_streams(copies(sizes, &s.gradient, &s.after_update), s.micro_tokens, &s.streams, streams)
 }
 
 fn needs_reference(own: Needs, streams: &[Stream]) -> bool {
@@ -157,6 +163,7 @@ fn models(recipe: &Recipe, adapter: Option<&Adapter>, reference: bool, critic: b
         lora: adapter.map(Adapter::lora),
         reference: reference && own_reference(recipe, adapter.is_some()),
         critic,
+        copies: 0,
         micro_tokens: 0,
         longest: 0,
         recompute: false,
@@ -318,6 +325,7 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
     let sizes = offline_sizes(recipe, s, (longest, tokens), &beside.rows);
     figures.extend(trained(sizes.lora.as_ref(), known));
     figures.extend(beside.figures);
+    figures.extend(around(&s.gradient, &s.after_update));
     figures.extend(offline::extra_passes(s).into_iter().map(|pass| ("extra pass", pass.to_string())));
     Ok(StagePlan {
         example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
@@ -415,6 +423,7 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     let sizes = online_sizes(recipe, s, prompt.unwrap_or(s.max_prompt_tokens), &beside.rows);
     figures.extend(trained(sizes.lora.as_ref(), known));
     figures.extend(beside.figures);
+    figures.extend(around(&s.gradient, &s.after_update));
     Ok(StagePlan {
         notes: beside.notes,
         memory: known.config.as_ref().map(|c| Memory::of(c, &sizes)),
@@ -460,6 +469,13 @@ impl Beside {
         }
         Ok(all)
     }
+}
+
+/// What comes before and after the optimiser's own update.
+fn around(gradient: &[GradientTransform], after: &[AfterUpdate]) -> Vec<(&'static str, String)> {
+    let before = gradient.iter().map(|g| ("gradients", g.name().to_owned()));
+    let copy = |a: &AfterUpdate| if a.moves_reference() { "" } else { ", which keeps a copy of what is trained" };
+    before.chain(after.iter().map(|a| ("after a step", format!("{}{}", a.name(), copy(a))))).collect()
 }
 
 /// How many parameters a stage with an adapter trains.

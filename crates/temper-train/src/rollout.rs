@@ -115,6 +115,16 @@ impl Rollout {
     pub fn mask(&self) -> Vec<bool> {
         self.authors.iter().map(|author| matches!(author, Author::Model | Author::Teacher)).collect()
     }
+    /// Which of the model's turns each scored token belongs to, from 0; others' words lie between two turns.
+    pub fn turns(&self) -> Vec<usize> {
+        let (mut turn, mut inside, mut turns) = (0, false, vec![]);
+        for scored in self.mask() {
+            turn += usize::from(!scored && inside);
+            inside = scored;
+            turns.extend(scored.then_some(turn));
+        }
+        turns
+    }
     /// How many tokens are scored.
     pub fn scored(&self) -> usize {
         self.mask().into_iter().filter(|scored| *scored).count()
@@ -240,6 +250,36 @@ mod tests {
     use super::*;
     use crate::recipe::OnlineStage;
 
+    fn rollout(reward: f64) -> Rollout {
+        Rollout {
+            tokens: vec![1],
+            authors: vec![Author::Model],
+            earlier: vec![],
+            last_reward: 0.0,
+            logp_gen: vec![-1.0],
+            logp_old: None,
+            origin: Origin::Sampled,
+            embedding: vec![],
+            intrinsic: 0.0,
+            weight: 1.0,
+            stop: Stop::Eos,
+            text: String::new(),
+            lost_mass: 0.0,
+            verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)], said: None }),
+            read: Readings::default(),
+        }
+    }
+
+    #[test]
+    fn scored_tokens_know_their_turn() {
+        let (m, e) = (Author::Model, Author::Environment);
+        let mut rollout = rollout(1.0);
+        rollout.authors = vec![m, m, e, e, m];
+        assert_eq!(rollout.turns(), [0, 0, 1]);
+        rollout.authors = vec![m; 2];
+        assert_eq!(rollout.turns(), [0, 0]);
+    }
+
     /// NFT's share of right answers is of everything that was sampled, whatever is trained on afterwards.
     #[test]
     fn the_share_of_right_answers_is_of_all_samples() {
@@ -256,23 +296,6 @@ mod tests {
         "#;
         let stage: OnlineStage = toml::from_str(stage).unwrap();
         let task = stage.tasks[0].source.open(0).unwrap().get(0).unwrap();
-        let rollout = |reward: f64| Rollout {
-            tokens: vec![1],
-            authors: vec![Author::Model],
-            earlier: vec![],
-            last_reward: 0.0,
-            logp_gen: vec![-1.0],
-            logp_old: None,
-            origin: Origin::Sampled,
-            embedding: vec![],
-            intrinsic: 0.0,
-            weight: 1.0,
-            stop: Stop::Eos,
-            text: String::new(),
-            lost_mass: 0.0,
-            verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)], said: None }),
-            read: Readings::default(),
-        };
         let rollouts = [1.0, 0.0, 0.0, 0.0].map(rollout).to_vec();
         let adv = vec![vec![0.0]; 4];
         let group = Group { rollouts, adv, ..Group::new(task, vec![1]) };

@@ -21,7 +21,7 @@ use crate::recipe::{self, Dtype, InitStage, ModelSpec, Recipe, RecipeError, Save
 use crate::rundir::{Lock, RunDir};
 use crate::state::Progress;
 use crate::watch::{Stop, Watch};
-use crate::{eval, examples, hub, offline, online, plan};
+use crate::{eval, examples, hub, offline, online, plan, slots};
 
 /// Options of a run that do not change its results.
 #[derive(Debug, Default)]
@@ -337,12 +337,16 @@ fn trained(ctx: &mut Context, this: &Stage, mut start: Model, found: Option<Foun
     if let Some(adapter) = this.adapter() {
         start.attach(&adapter.lora(), split_seed(ctx.stage_seed(this.id()), &[adapter::INIT]))?;
     }
-    let reference = reference(ctx, this, &start)?;
+    let mut reference = reference(ctx, this, &start)?;
     let rows = match this {
         Stage::Offline(s) => Some(offline::rows(ctx, s, &start)?),
         _ => None,
     };
-    let mut learner = Learner::new(ctx.ops(), start)?;
+    if let Some(freeze) = this.freeze() {
+        slots::freeze(&mut start.params, freeze, ctx.stage_seed(this.id()))?;
+    }
+    let learner = Learner::new(ctx.ops(), start)?;
+    let mut learner = learner.keeping(ctx.ops(), this.gradient(), this.after_update())?;
     let mut progress = Progress::default();
     if let Some(found) = found
         && found.restore(ctx.ops(), Role::Policy, &mut learner)?
@@ -351,15 +355,21 @@ fn trained(ctx: &mut Context, this: &Stage, mut start: Model, found: Option<Foun
         if let Some(critic) = &mut critic {
             found.restore(ctx.ops(), Role::Critic, &mut critic.learner)?;
         }
+        if let Some(reference) = reference.as_mut().filter(|_| this.syncs_reference()) {
+            found.restore_reference(ctx.ops(), reference)?;
+        }
     }
     let outcome = match (this, rows) {
         (Stage::Offline(s), Some(rows)) => {
-            offline::run(ctx, &mut learner, reference.as_ref(), &rows, s, &mut progress)?
+            offline::run(ctx, &mut learner, reference.as_mut(), &rows, s, &mut progress)?
         }
-        (Stage::Online(s), _) => online::run(ctx, &mut learner, critic.as_mut(), reference.as_ref(), s, &mut progress)?,
+        (Stage::Online(s), _) => online::run(ctx, &mut learner, critic.as_mut(), reference.as_mut(), s, &mut progress)?,
         _ => Outcome::Done,
     };
-    let Learner { model, .. } = learner;
+    let mut model = learner.into_model(ctx.ops())?;
+    if this.freeze().is_some() {
+        model.params.set_trainable(true);
+    }
     temper_tensor::buf::expect_rows(0);
     temper_tensor::buf::trim();
     Ok((model, outcome))
@@ -372,10 +382,12 @@ fn reference(ctx: &mut Context, this: &Stage, start: &Model) -> Result<Option<Re
         return Ok(None);
     }
     let recipe = ctx.recipe;
+    // A reference that moves has values that can.
+    let copied = |model: &Model| if this.syncs_reference() { model.clone() } else { model.frozen_copy() };
     Ok(Some(match source_of(recipe.model.reference.as_ref())? {
         None if start.adapter().is_some() => Reference::AdapterOff,
-        None => Reference::Model(Box::new(start.frozen_copy())),
-        Some(source) => Reference::Model(Box::new(other(ctx, "reference", &source, start)?.frozen_copy())),
+        None => Reference::Model(Box::new(copied(start))),
+        Some(source) => Reference::Model(Box::new(copied(&other(ctx, "reference", &source, start)?))),
     }))
 }
 

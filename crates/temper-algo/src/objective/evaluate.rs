@@ -121,9 +121,10 @@ impl PolicyObjective {
         if let (Some(kl), Some(logp_ref)) = (self.kl, rows.logp_ref) {
             let term = kl.estimator.term(rows.logp[row], logp_ref[row]);
             let (ratio, slope) = if kl.importance { bounded_exp(known.log_ratio[row]) } else { (1.0, 0.0) };
-            x += kl.beta * ratio * term.x;
-            terms.d_logp[row] += rows.weight[row] * kl.beta * ratio * term.d_logp;
-            d_log_ratio[row] += rows.weight[row] * kl.beta * slope * term.x;
+            let beta = kl.beta * rows.kl_factor.map_or(1.0, |factor| factor[row]);
+            x += beta * ratio * term.x;
+            terms.d_logp[row] += rows.weight[row] * beta * ratio * term.d_logp;
+            d_log_ratio[row] += rows.weight[row] * beta * slope * term.x;
             terms.metrics.kl.get_or_insert_default().add(ratio * term.x);
         }
         if let Some(entropy) = rows.entropy {

@@ -412,6 +412,7 @@ impl Case {
             logp_ref: Some(&self.logp_ref[rows.clone()]),
             entropy: Some(&self.entropy[rows.clone()]),
             success: Some(&self.success[rows.clone()]),
+            kl_factor: None,
             adv: &self.adv[rows.clone()],
             weight: &self.weight[rows],
             sequences: &[],

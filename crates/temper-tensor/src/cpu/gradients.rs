@@ -8,7 +8,7 @@ use crate::cpu::part;
 use crate::error::{Error, Result};
 use crate::kernels::{elementwise, embed, norm};
 use crate::ops::Tensor;
-use crate::params::Grad;
+use crate::params::{Grad, ParamValue};
 use crate::sink::mix;
 use crate::weight::Weight;
 
@@ -24,6 +24,53 @@ pub(super) fn flat_mut(g: &mut Grad) -> &mut [f32] {
         Grad::Matrix(p) => p.data_mut(),
         Grad::Vector(t) => t.host_mut(),
     }
+}
+
+/// The f32 values of a parameter, in the layout of its gradient.
+fn values<'p>(op: &'static str, p: &'p ParamValue) -> Result<&'p [f32]> {
+    match p {
+        ParamValue::Matrix(w) => w.values().ok_or(Error::Frozen { op }),
+        ParamValue::Vector(t) => Ok(t.host()),
+    }
+}
+
+pub(super) fn pull(g: &mut Grad, p: &ParamValue, to: &Grad, weight: f32) -> Result<f64> {
+    let (g, p, to) = (flat_mut(g), values("grad_pull", p)?, flat(to));
+    count("grad_pull", "values of the parameter", p.len(), g.len())?;
+    count("grad_pull", "values to pull to", to.len(), g.len())?;
+    let mut squares = 0.0;
+    for ((g, p), to) in g.iter_mut().zip(p).zip(to) {
+        let away = p - to;
+        *g += weight * away;
+        squares += f64::from(away) * f64::from(away);
+    }
+    Ok(squares)
+}
+
+pub(super) fn mix_in(average: &mut Grad, p: &ParamValue, share: f32) -> Result<()> {
+    let (average, p) = (flat_mut(average), values("grad_mix", p)?);
+    count("grad_mix", "values of the parameter", p.len(), average.len())?;
+    average.iter_mut().zip(p).for_each(|(a, p)| *a += share * (p - *a));
+    Ok(())
+}
+
+pub(super) fn mix_param(p: &mut ParamValue, x: &Grad, share: f32) -> Result<()> {
+    let x = flat(x);
+    let mut outcome = Ok(());
+    let mut mix = |values: &mut [f32]| match count("param_mix", "values", x.len(), values.len()) {
+        Ok(()) if share == 1.0 => values.copy_from_slice(x),
+        Ok(()) => values.iter_mut().zip(x).for_each(|(p, x)| *p += share * (x - *p)),
+        Err(wrong) => outcome = Err(wrong),
+    };
+    match p {
+        ParamValue::Matrix(w) => {
+            if !w.update(mix) {
+                return Err(Error::Frozen { op: "param_mix" });
+            }
+        }
+        ParamValue::Vector(t) => mix(t.host_mut()),
+    }
+    outcome
 }
 
 fn inside(op: &'static str, rows: &[Range<usize>], len: usize) -> Result<()> {

@@ -27,13 +27,15 @@ struct Scored {
     logp_ref: Option<Vec<f64>>,
     adv: Vec<f64>,
     success: Vec<f64>,
+    kl_factor: Option<Vec<f64>>,
     weight: Vec<f64>,
     sequences: Vec<usize>,
     groups: Vec<usize>,
 }
 
 impl Micro {
-    pub(super) fn new(groups: &[&Group], weights: &[Vec<f64>]) -> Result<Self> {
+    /// `kl_turns`: factors of the KL by turn, where they differ.
+    pub(super) fn new(groups: &[&Group], weights: &[Vec<f64>], kl_turns: Option<&[f64]>) -> Result<Self> {
         let rollouts = || groups.iter().flat_map(|g| g.rollouts.iter().zip(&g.adv));
         let adv: Vec<f64> = rollouts().flat_map(|(_, adv)| adv.iter().copied()).collect();
         let logp_ref: Vec<f64> = rollouts().flat_map(|(r, _)| r.read.logp_ref.iter().copied()).collect();
@@ -43,6 +45,8 @@ impl Micro {
             logp_ref: Some(logp_ref).filter(|l| l.len() == adv.len()),
             adv,
             success: groups.iter().flat_map(|g| std::iter::repeat_n(g.success, g.scored())).collect(),
+            kl_factor: kl_turns
+                .map(|factors| rollouts().flat_map(|(r, _)| r.turns()).map(|turn| factors[turn]).collect()),
             weight: weights.concat(),
             sequences: rollouts().map(|(r, _)| r.scored()).collect(),
             groups: groups.iter().map(|g| g.rollouts.len()).collect(),
@@ -67,6 +71,9 @@ impl Scored {
             }
             all.adv.extend(&scored.adv);
             all.success.extend(&scored.success);
+            if let Some(factor) = &scored.kl_factor {
+                all.kl_factor.get_or_insert_default().extend(factor);
+            }
             all.weight.extend(&scored.weight);
             all.sequences.extend(&scored.sequences);
             all.groups.extend(&scored.groups);
@@ -91,6 +98,7 @@ impl Scored {
             logp_ref: self.logp_ref.as_ref().map(|l| &l[at.clone()]),
             entropy: entropy.as_deref(),
             success: Some(&self.success[at.clone()]),
+            kl_factor: self.kl_factor.as_ref().map(|f| &f[at.clone()]),
             adv: &self.adv[at.clone()],
             weight: &self.weight[at],
             sequences: if whole { &self.sequences } else { &[] },

@@ -11,11 +11,12 @@ use crate::adapter::{self, Reference};
 use crate::context::Context;
 use crate::critic::Critic;
 use crate::error::{Error, Result};
-use crate::learner::Learner;
+use crate::learner::{self, Learner, Updated};
 use crate::metrics::{self as names, Metrics};
 use crate::offline::micro_batches;
 use crate::recipe::OnlineStage;
 use crate::rollout::Group;
+use crate::slots;
 use crate::state::Progress;
 use crate::streams::{self, Shown, Streams};
 use crate::supervised::Settings;
@@ -25,6 +26,8 @@ use crate::supervised::Settings;
 pub(super) struct Update {
     loss: f64,
     grad_norm: f64,
+    /// From the start, before the last step.
+    distance: Option<f64>,
     lr: f64,
     pub(super) entropy: Running,
     pub(super) policy: PolicyMetrics,
@@ -44,7 +47,6 @@ pub(super) struct Beside<'a> {
     pub shown: &'a [Vec<(String, Encoded)>],
     /// Tasks of the round.
     pub tasks: usize,
-    pub reference: Option<&'a Reference>,
 }
 
 impl Beside<'_> {
@@ -65,6 +67,7 @@ impl Update {
         stage: &OnlineStage,
         groups: &[&Group],
         (beside, shown): (&Beside, &[Shown]),
+        reference: Option<&mut Reference>,
         (at, total): (u64, u64),
         progress: &mut Progress,
     ) -> Result<()> {
@@ -72,17 +75,28 @@ impl Update {
         let mut loss = if groups.is_empty() { 0.0 } else { optimiser_step(ctx, learner, stage, groups, at, self)? };
         finite("loss", loss, stage, round, groups)?;
         let settings = settings(ctx, stage, at, round);
-        let others = beside.streams.step(&stage.streams, shown, settings, learner, beside.reference, progress)?;
+        let others = beside.streams.step(&stage.streams, shown, settings, learner, reference.as_deref(), progress)?;
         if groups.is_empty() && others.is_empty() {
             return Ok(());
         }
         loss += others.loss();
         self.beside.add(others);
-        let norm = learner.update(ctx.ops(), &stage.optimizer, factor, stage.clip_norm)?;
+        let update = learner::Update {
+            optimizer: &stage.optimizer,
+            lr_factor: factor,
+            clip_norm: stage.clip_norm,
+            gradient: &stage.gradient,
+            after: &stage.after_update,
+        };
+        let Updated { norm, distance } = learner.update(ctx.ops(), &update)?;
+        if let Some(reference) = reference {
+            slots::sync(ctx.ops(), &stage.after_update, learner.adam.step(), &learner.model, reference)?;
+        }
         finite("grad_norm", norm, stage, round, groups)?;
         self.updates += 1;
         self.loss += loss;
         self.grad_norm += norm;
+        self.distance = distance.or(self.distance);
         self.lr = stage.optimizer.lr() * factor;
         Ok(())
     }
@@ -106,6 +120,9 @@ impl Update {
         metrics.set(names::LOSS, mean(self.loss));
         metrics.set(names::GRAD_NORM, mean(self.grad_norm));
         metrics.set(names::LEARNING_RATE, self.lr);
+        if let Some(distance) = self.distance {
+            metrics.set(names::DISTANCE, distance);
+        }
         self.beside.write(metrics);
         let Some(entropy) = self.entropy.mean() else { return };
         metrics.set(names::ENTROPY, entropy);
@@ -124,6 +141,7 @@ pub(super) fn run(
     ctx: &Context,
     learner: &mut Learner,
     mut critic: Option<&mut Critic>,
+    mut reference: Option<&mut Reference>,
     stage: &OnlineStage,
     groups: &[&Group],
     beside: &Beside,
@@ -146,7 +164,16 @@ pub(super) fn run(
         }
         if policy_trains {
             let shown = beside.shown(part, stage.minibatches);
-            done.policy_step(ctx, learner, stage, step, (beside, &shown), (at, total), progress)?;
+            done.policy_step(
+                ctx,
+                learner,
+                stage,
+                step,
+                (beside, &shown),
+                reference.as_deref_mut(),
+                (at, total),
+                progress,
+            )?;
         }
     }
     Ok(done)
@@ -191,7 +218,7 @@ fn optimiser_step(
     let micros = micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens)
         .into_iter()
         .map(|part| {
-            let mut micro = Micro::new(&groups[part.clone()], &weights[part.clone()])?;
+            let mut micro = Micro::new(&groups[part.clone()], &weights[part.clone()], stage.kl_turns.as_deref())?;
             if let Some(rule) = adapter::dropout(stage.adapter.as_ref(), seed, update, &micro.batch, part) {
                 micro.hooks.drop_out(rule);
             }

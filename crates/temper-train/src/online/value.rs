@@ -6,6 +6,7 @@ use temper_algo::{SequenceMask, ValueTerm, Weighting};
 use crate::context::Context;
 use crate::critic::Critic;
 use crate::error::Result;
+use crate::learner::Update;
 use crate::metrics::{self as names, Metrics};
 use crate::offline::micro_batches;
 use crate::recipe::{CriticStage, OnlineStage};
@@ -57,7 +58,9 @@ impl ValueUpdate {
                 terms.zip(&weights).map(slope).collect()
             })?;
         }
-        let norm = critic.learner.update(ctx.ops(), &settings.optimizer, factor, settings.clip_norm)?;
+        let CriticStage { optimizer, clip_norm, .. } = settings;
+        let update = Update { optimizer, lr_factor: factor, clip_norm: *clip_norm, gradient: &[], after: &[] };
+        let norm = critic.learner.update(ctx.ops(), &update)?.norm;
         self.loss += loss;
         self.norm += norm;
         self.scored += scored as u64;

@@ -4,6 +4,7 @@ mod members;
 mod offline;
 mod online;
 mod parts;
+mod slots;
 mod stage;
 mod streams;
 

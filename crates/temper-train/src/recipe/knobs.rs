@@ -15,9 +15,10 @@ use toml::Value;
 pub struct Knobs(BTreeMap<String, Knob>);
 
 /// Settings that may move, by the beginning of their path: those that are read anew in every round.
-pub(super) const ONLINE: [&str; 5] = ["objective.", "shaping.", "sampling.temperature", "weight", "streams."];
+pub(super) const ONLINE: [&str; 6] =
+    ["objective.", "shaping.", "sampling.temperature", "weight", "streams.", "gradient."];
 /// The same for offline stages.
-pub(super) const OFFLINE: [&str; 4] = ["objective.", "terms.", "weight", "streams."];
+pub(super) const OFFLINE: [&str; 5] = ["objective.", "terms.", "weight", "streams.", "gradient."];
 /// The same within a stream.
 const STREAM: [&str; 3] = ["objective.", "terms.", "weight"];
 
@@ -110,7 +111,7 @@ impl Knobs {
 
 /// Lets the numbers of a recipe's schema that may move be knobs: those of every type that the settings of [`ONLINE`] and [`OFFLINE`] are made of.
 pub(super) fn allow(schema: &mut serde_json::Value) {
-    let roots = ["PolicyObjective", "RewardShaping", "TokenObjective", "WeightedTerm"];
+    let roots = ["PolicyObjective", "RewardShaping", "TokenObjective", "WeightedTerm", "GradientTransform"];
     let mut names: Vec<String> = roots.map(String::from).to_vec();
     let mut next = 0;
     while let Some(name) = names.get(next).cloned() {

@@ -10,8 +10,10 @@ mod input;
 mod knobs;
 mod load;
 mod method;
+mod missing;
 mod parts;
 mod sensitivity;
+mod slots;
 mod stages;
 mod stream;
 
@@ -26,6 +28,8 @@ pub use parts::{
     Optimizer, Overflow, Save, SaveDtype, Shape,
 };
 pub use sensitivity::Sensitivity;
+pub(crate) use slots::matches;
+pub use slots::{AfterUpdate, Freeze, GradientTransform};
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
 pub use stream::{Demonstrations, Stream};
 

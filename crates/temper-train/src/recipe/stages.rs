@@ -16,6 +16,7 @@ use super::parts::{
     Batch, Clip, CriticStage, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape, clip_norm,
 };
 use super::sensitivity::Sensitivity;
+use super::slots::{AfterUpdate, Freeze, GradientTransform};
 use super::stream::Stream;
 use crate::transform::Transform;
 
@@ -84,6 +85,38 @@ impl Stage {
             Self::Online(s) => s.adapter.as_ref(),
             Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
         }
+    }
+
+    /// What it does to parameters after a step.
+    pub fn after_update(&self) -> &[AfterUpdate] {
+        match self {
+            Self::Offline(s) => &s.after_update,
+            Self::Online(s) => &s.after_update,
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => &[],
+        }
+    }
+
+    /// What it does to gradients.
+    pub fn gradient(&self) -> &[GradientTransform] {
+        match self {
+            Self::Offline(s) => &s.gradient,
+            Self::Online(s) => &s.gradient,
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => &[],
+        }
+    }
+
+    /// What it leaves as it is.
+    pub fn freeze(&self) -> Option<&Freeze> {
+        match self {
+            Self::Offline(s) => s.freeze.as_ref(),
+            Self::Online(s) => s.freeze.as_ref(),
+            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
+        }
+    }
+
+    /// Whether its reference follows the policy.
+    pub fn syncs_reference(&self) -> bool {
+        self.after_update().iter().any(AfterUpdate::moves_reference)
     }
 
     /// Its further losses.
@@ -213,6 +246,15 @@ pub struct OfflineStage {
     /// Train an adapter and freeze the model (default: train all of the model's parameters).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<Adapter>,
+    /// What changes the gradient before a step (default nothing).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gradient: Vec<GradientTransform>,
+    /// What changes the parameters, or the reference, after a step, in order (default nothing).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after_update: Vec<AfterUpdate>,
+    /// Parameters that the stage leaves as they are (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
     /// The optimiser.
     pub optimizer: Optimizer,
     /// Learning-rate schedule (default constant without warm-up).
@@ -311,6 +353,10 @@ pub struct OnlineStage {
     /// Several turns of the model about each task, with something said to it in between (default: one turn).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Environment>,
+    /// Factors of `objective.kl` on the tokens of the model's turns, the first turn's first (default 1 on all of them): a beta for each
+    /// turn. SCoRe's first stage ties the first attempt alone, `[1.0, 0.0]` (arXiv 2409.12917, equation 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_turns: Option<Vec<f64>>,
     /// Sample in stages, and no more once a completion is right (default: all `samples_per_prompt` at once).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<StagedBudget>,
@@ -332,6 +378,15 @@ pub struct OnlineStage {
     /// Train an adapter and freeze the model (default: train all of the model's parameters).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<Adapter>,
+    /// What changes the gradient before a step (default nothing).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gradient: Vec<GradientTransform>,
+    /// What changes the parameters, or the reference, after a step, in order (default nothing).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after_update: Vec<AfterUpdate>,
+    /// Parameters that the stage leaves as they are (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
     /// The optimiser.
     pub optimizer: Optimizer,
     /// Learning-rate schedule over optimiser steps (default constant without warm-up).

@@ -12,7 +12,7 @@ use temper_train::watch::{Silent, Stop};
 
 use crate::common::{StopAfter, bits, fresh, go_on, logged, parsed, read, same};
 
-const RECIPE: &str = r#"
+pub(crate) const RECIPE: &str = r#"
 name = "rollouts"
 seed = 3
 

@@ -39,6 +39,23 @@ fn episodes_resume_with_the_same_bits() {
     assert!(done.rounds().iter().any(|r| r.get("grad_norm").is_some()));
 }
 
+/// In the second round the KL's part of the loss is that of the first turn's tokens and that of the second's; in the first there is none.
+#[test]
+fn a_kl_for_each_turn() {
+    let run = |kl: &[&str]| {
+        let common = [AGAIN, "stage.rl.group=[]", "stage.rl.steps=2", "stage.rl.optimizer.lr=0.01"];
+        let rounds = go(&[&common[..], kl].concat()).rounds();
+        (number(&rounds[0], "loss"), number(&rounds[1], "loss"))
+    };
+    let kl = ["model.reference.policy_at=stage_start", "stage.rl.objective={kl={beta=0.3}}"];
+    let with = |turns: &str| run(&[&kl[..], &[&format!("stage.rl.kl_turns={turns}")]].concat());
+    let (none, all, first, second) = (run(&[]), run(&kl), with("[1.0,0.0]"), with("[0.0,0.5]"));
+    assert_eq!((all.0, first.0, second.0), (none.0, none.0, none.0));
+    let of = |run: (f64, f64)| run.1 - none.1;
+    assert!(of(first) > 1e-6 && of(second) > 1e-6, "{none:?} {all:?} {first:?} {second:?}");
+    assert!((of(all) - of(first) - 2.0 * of(second)).abs() < 1e-9, "{none:?} {all:?} {first:?} {second:?}");
+}
+
 /// A context that has no room for a second turn ends the episode after the first one.
 #[test]
 fn a_full_context_ends_an_episode() {
@@ -80,6 +97,10 @@ fn settings_without_sense_are_found() {
             &[AGAIN, "stage.rl.objective={advantage={kind=\"remax\"}}", "stage.rl.group=[]"],
             "a greedy baseline has one turn",
         ),
+        (&[AGAIN, "stage.rl.kl_turns=[1.0,0.0]"], "the loss has no KL"),
+        (&["stage.rl.kl_turns=[1.0,0.0]"], "an episode 1 turns"),
+        (&[AGAIN, "stage.rl.kl_turns=[0.0,0.0]"], "not all of them 0"),
+        (&[AGAIN, "stage.rl.kl_turns=[1.0,1.0]"], "every factor is 1"),
         (&["stage.rl.inject={from=\"refinement\"}"], "there is no critique"),
         (&["stage.rl.inject={from=\"demonstration\",critique=\"no\"}"], "critique has no effect"),
         (&["stage.rl.inject={from=\"demonstration\",gamma=0.0}"], "gamma is 0"),

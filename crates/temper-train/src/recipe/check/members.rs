@@ -60,6 +60,7 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
             }
         }
     }
+    kl_turns(at, s, found);
     correction(at, s, found);
     proposals(at, s, found);
     if matches!(s.objective.advantage, Advantage::Gdpo { .. }) && !s.shaping.iter().all(RewardShaping::changes_parts) {
@@ -71,6 +72,25 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
     }
     if s.redraw.is_some() && !s.objective.surrogate.uses_adv() {
         found.error(at, "`redraw` draws by advantages, and the surrogate reads none", "remove `redraw`");
+    }
+}
+
+/// A factor for every turn, and a KL that it is the factor of.
+fn kl_turns(at: &str, s: &OnlineStage, found: &mut Found) {
+    let Some(factors) = &s.kl_turns else { return };
+    let turns = s.environment.as_ref().map_or(1, temper_env::Environment::turns);
+    if s.objective.kl.is_none() {
+        found.error(at, "`kl_turns` has no effect: the loss has no KL", "add `objective.kl`, or remove it");
+    }
+    if factors.len() != turns {
+        let what = format!("`kl_turns` has {} factors, and an episode {turns} turns of the model", factors.len());
+        found.error(at, what, "give one for each turn");
+    }
+    if factors.iter().any(|f| !(*f >= 0.0 && f.is_finite())) || factors.iter().all(|f| *f == 0.0) {
+        found.error(at, format!("`kl_turns` is {factors:?}"), "factors are 0 or more, and not all of them 0");
+    }
+    if factors.iter().all(|f| *f == 1.0) {
+        found.error(at, "`kl_turns` has no effect: every factor is 1", "remove it");
     }
 }
 

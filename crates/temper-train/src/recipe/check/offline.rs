@@ -3,7 +3,7 @@
 use temper_algo::{Needs, Weighting};
 
 use super::parts::{count, data_problems, optimizer_problems, schedule_problems};
-use super::{Found, streams};
+use super::{Found, slots, streams};
 use crate::recipe::{Input, Mask, OfflineStage, Recipe};
 use crate::transform::Transform;
 
@@ -11,6 +11,15 @@ use crate::transform::Transform;
 pub(super) fn problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut Found) {
     data_problems(at, &s.data, found);
     streams::problems(recipe, at, &s.streams, s.weight, None, found);
+    let slots = slots::Slots {
+        gradient: &s.gradient,
+        after: &s.after_update,
+        freeze: s.freeze.as_ref(),
+        adapter: s.adapter.as_ref(),
+        reference: streams::reference(s.loss().needs(), &s.streams),
+        updates: s.steps,
+    };
+    slots::problems(at, &slots, found);
     found.exactly_one(
         at,
         "`batch.examples` and `batch.tokens`",

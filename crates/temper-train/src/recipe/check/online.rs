@@ -6,7 +6,7 @@ use temper_algo::group_reuse::InjectFrom;
 use temper_algo::{GroupShaper, Needs, RewardShaping};
 
 use super::parts::{generation_problems, optimizer_problems, schedule_problems};
-use super::{Found, MOST, MOST_REFILLS, members, streams};
+use super::{Found, MOST, MOST_REFILLS, members, slots, streams};
 use crate::recipe::{ModelAt, ModelSpec, OnlineStage, Recipe};
 
 /// What is wrong with the stage as it stands.
@@ -58,6 +58,15 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
     critic_problems(recipe, at, s, found);
     members::problems(recipe, at, s, found);
     streams::problems(recipe, at, &s.streams, s.weight, Some(s), found);
+    let slots = slots::Slots {
+        gradient: &s.gradient,
+        after: &s.after_update,
+        freeze: s.freeze.as_ref(),
+        adapter: s.adapter.as_ref(),
+        reference: streams::reference(s.objective.needs(), &s.streams),
+        updates: s.steps.checked_mul(s.inner_epochs).and_then(|n| n.checked_mul(s.minibatches)),
+    };
+    slots::problems(at, &slots, found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,

@@ -42,6 +42,11 @@ pub(super) fn problems(
     }
 }
 
+/// Whether a stage compares with a reference: its own loss, which needs `own`, or a stream.
+pub(super) fn reference(own: Needs, streams: &[Stream]) -> bool {
+    streams.iter().map(|s| s.loss().needs()).chain([own]).any(|needs| needs.contains(Needs::LOGP_REF))
+}
+
 /// What the stream trains on.
 fn rows(at: &str, stream: &Stream, online: Option<&OnlineStage>, found: &mut Found) {
     found.exactly_one(
