@@ -1,5 +1,5 @@
 """Runs Temper and its peers on the same work, in turn, and writes docs/BENCHMARKS.md. Called by run.sh; rows by name on the command line."""
-import json, os, platform, random, re, statistics, subprocess, sys, tempfile, time
+import functools, json, os, platform, random, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -57,32 +57,33 @@ DATA = dict(
     grpo=f"stage.grpo.tasks.0.source.path={HOME}/data/grpo_prompts.jsonl",
     text=f"stage.step.data.0.path={TEXT}",
 )
-STEPS = ["--steps", "7", "--warmup", "2"]
-GRPO = ["--prompts", "4", "--gens", "8", "--micro", "8", "--max_new", "64", "--forced", *STEPS]
+STEPS = 7  # with the warm-up
+FLAGS = ["--steps", str(STEPS), "--warmup", str(SKIP)]
+GRPO = ["--prompts", "4", "--gens", "8", "--micro", "8", "--max_new", "64", "--forced", *FLAGS]
 
 
 
 def sft(dtype):
-    flags = ["--dtype", dtype, "--packing", "--batch", "8", *STEPS]
+    flags = ["--dtype", dtype, "--packing", "--batch", "8", *FLAGS]
     model = F32 if dtype == "f32" else BF16
-    sets = ["stage.sft.steps=9"] + (["dtype=bf16"] if dtype == "bf16" else [])
+    sets = [f"stage.sft.steps={STEPS}"] + (["dtype=bf16"] if dtype == "bf16" else [])
     ours = temper("sft_smollm2.toml", "sft", DATA["sft"], *sets, model=F32)
     theirs, kept = peer("bench_sft.py", *flags, model=model), peer("bench_sft.py", *flags, model=model, **RETAIN)
     return ours, theirs, kept, "tok_s", 4.5 if dtype == "f32" else 4.0
 
 
 def lora(dtype):
-    flags = ["--dtype", dtype, "--lora", "--batch", "8", *STEPS]
+    flags = ["--dtype", dtype, "--lora", "--batch", "8", *FLAGS]
     model = F32 if dtype == "f32" else BF16
-    sets = ["dtype=bf16"] if dtype == "bf16" else []
+    sets = [f"stage.sft.steps={STEPS}"] + (["dtype=bf16"] if dtype == "bf16" else [])
     ours = temper("sft_lora_smollm2.toml", "sft", DATA["sft"], *sets, model=F32)
     theirs, kept = peer("bench_sft.py", *flags, model=model), peer("bench_sft.py", *flags, model=model, **RETAIN)
     return ours, theirs, kept, "tok_s", 4.5 if dtype == "f32" else 5.0
 
 
 def raw(dtype):
-    flags = ["--dtype", dtype]
-    sets = ["dtype=bf16"] if dtype == "bf16" else []
+    flags = ["--dtype", dtype, "--steps", str(STEPS - SKIP), "--warmup", str(SKIP)]
+    sets = [f"stage.step.steps={STEPS}"] + (["dtype=bf16"] if dtype == "bf16" else [])
     ours = temper("raw_step.toml", "step", DATA["text"], *sets, model=F32)
     model = F32 if dtype == "f32" else BF16
     theirs, kept = peer("raw_step.py", model, *flags), peer("raw_step.py", model, *flags, **RETAIN)
@@ -98,13 +99,56 @@ def tiny(_):
 
 def grpo(dtype):
     model = F32 if dtype == "f32" else BF16
-    sets = ["stage.grpo.steps=7", "stage.grpo.sampling.ignore_eos=true"] + (["dtype=bf16"] if dtype == "bf16" else [])
+    sets = [f"stage.grpo.steps={STEPS}", "stage.grpo.sampling.ignore_eos=true"] + (["dtype=bf16"] if dtype == "bf16" else [])
     ours = temper("grpo_smollm2.toml", "grpo", DATA["grpo"], *sets, model=F32)
     ours["per_s"] = 1 / ours["med_s"]
     theirs, kept = peer("bench_grpo.py", "--dtype", dtype, *GRPO, model=model), peer("bench_grpo.py", "--dtype", dtype, *GRPO, model=model, **RETAIN)
     for side in (theirs, kept):
         side["per_s"] = 1 / side["med_s"]
     return ours, theirs, kept, "per_s", 8.0 if dtype == "f32" else 6.0
+
+
+@functools.cache
+def bench(model, dtype):
+    """The pieces of work of `temper bench`, and peak memory in MB."""
+    text, peak = run([TEMPER, "bench", model, "--dtype", dtype, "--json"])
+    return json.loads(text[text.index("{"):])["work"], peak
+
+
+def decoding(what, dtype, model=None):
+    """Tokens a second of one piece of decoding."""
+    work, peak = bench(model or F32, dtype)
+    piece = next(w for w in work if w["part"] == "decoding" and w["what"] == what)
+    return dict(tok_s=piece["tokens"] / piece["seconds"], peak_mb=peak)
+
+
+def generate(dtype, what, batch, key, target):
+    ours = decoding(what, dtype)
+    flags = ["--dtype", dtype, "--batch", str(batch)]
+    model = F32 if dtype == "f32" else BF16
+    sides = peer("bench_generate.py", *flags, model=model), peer("bench_generate.py", *flags, model=model, **RETAIN)
+    for side in sides:
+        side["tok_s"] = side[key]
+    return ours, *sides, "tok_s", target
+
+
+def one(dtype):
+    return generate(dtype, "1 at a time", 1, "decode_tok_s", 2.3)
+
+
+def sixteen(dtype):
+    return generate(dtype, "16 at a time", 16, "decode_tok_s", 3.0 if dtype == "f32" else 2.5)
+
+
+def prefill(dtype):
+    return generate(dtype, "reading a prompt", 8, "prefill_tok_s", 2.0 if dtype == "f32" else 1.2)
+
+
+def quantised(_):
+    """Temper widens the GGUF's blocks when it loads them; llama.cpp computes on them."""
+    theirs = peer("bench_llamacpp.py")
+    theirs["tok_s"] = theirs["decode_tok_s"]
+    return decoding("1 at a time", "f32", HOME / "gguf/SmolLM2-135M-Instruct.Q4_1.gguf"), theirs, theirs, "tok_s", 1.0
 
 
 ROWS = dict(
@@ -116,6 +160,13 @@ ROWS = dict(
     lora_bf16=("SFT LoRA r = 16, batch 8, bf16", lora, "bf16"),
     grpo_f32=("GRPO 4 x 8 x 64 forced tokens, f32", grpo, "f32"),
     grpo_bf16=("GRPO 4 x 8 x 64 forced tokens, bf16", grpo, "bf16"),
+    decode_1_f32=("decoding, batch 1, f32", one, "f32"),
+    decode_1_bf16=("decoding, batch 1, bf16", one, "bf16"),
+    decode_16_f32=("decoding, batch 16, f32", sixteen, "f32"),
+    decode_16_bf16=("decoding, batch 16, bf16", sixteen, "bf16"),
+    decode_1_q4=("decoding, batch 1, from Q4_1 (peer: llama.cpp)", quantised, "q4_1"),
+    prefill_f32=("reading prompts, f32", prefill, "f32"),
+    prefill_bf16=("reading prompts, bf16", prefill, "bf16"),
     tiny_f32=("tiny model, 64 x 64, training steps/s", tiny, "f32"),
 )
 UNITS = dict(tok_s="tokens/s", steps_s="steps/s", per_s="rounds/s")
@@ -134,7 +185,7 @@ def line(name):
     what, measure, dtype = ROWS[name]
     try:
         ours, theirs, kept, key, target = measure(dtype)
-    except RuntimeError as failed:
+    except (RuntimeError, LookupError) as failed:
         print(failed, file=sys.stderr)
         return f"| {what} | failed: {str(failed).splitlines()[0][-80:]} | | | | |"
     first = ours[key] / theirs[key]

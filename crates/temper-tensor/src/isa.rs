@@ -30,8 +30,8 @@ impl Isa {
     }
 }
 
-/// How products of bf16 matrices are computed. Each way has its own order of additions (see [`crate::gemm::bf16`]), so that
-/// results are reproducible within one.
+/// How products of bf16 matrices are computed; with tiles, those of f32 matrices too. Each way has its own order of additions
+/// (see [`crate::gemm`] and [`crate::gemm::bf16`]), so that results are reproducible within one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Dot {
     /// By the f32 multiply-adds of [`isa`], on values widened on the way: right everywhere, no faster than f32. The bits are

@@ -16,7 +16,8 @@ use crate::panels::LANES;
 /// Ceilings of the machine, in units of 1e9 a second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ceilings {
-    /// Floating-point operations of f32 multiply-adds on registers (a multiply-add is two).
+    /// Floating-point operations of f32 products on registers (a multiply-add is two): by multiply-adds, or on tiles, where one takes six
+    /// of bf16 ([`crate::gemm`]).
     pub f32_flops: f64,
     /// Floating-point operations of bf16 products with f32 sums on registers, by the way in use ([`dot`]).
     pub bf16_flops: f64,
@@ -39,11 +40,12 @@ pub fn ceilings() -> Ceilings {
         threads * (steps * per_step) as f64 / seconds / 1e9
     };
     let (isa, dot) = (isa(), dot());
-    let f32_flops = flops(multiply_adds::FLOPS, &|steps| multiply_adds::run(isa, steps));
+    let multiply_adds = flops(multiply_adds::FLOPS, &|steps| multiply_adds::run(isa, steps));
     let bf16_flops = match dot {
-        Dot::Fma => f32_flops,
+        Dot::Fma => multiply_adds,
         _ => flops(bf16::peak_flops(dot), &|steps| bf16::peak(dot, steps)),
     };
+    let f32_flops = if dot == Dot::Amx { multiply_adds.max(bf16_flops / 6.0) } else { multiply_adds };
     let (from, mut to) = (Buf::zeros(BYTES / 4), Buf::zeros(BYTES / 4));
     let part = from.len().div_ceil(4 * rayon::current_num_threads());
     let read = best(WINDOWS / 4, || {

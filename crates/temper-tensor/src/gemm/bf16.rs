@@ -17,11 +17,12 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod kernel;
-mod pack;
+pub(super) mod pack;
 
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::ptr;
 
@@ -30,7 +31,7 @@ use crate::buf::Buf;
 use crate::isa::{Dot, Isa, dot, isa};
 use crate::panels::{LANES, Panels};
 
-use super::{Grid, Output, part, share};
+use super::{Grid, Output, part};
 use kernel::{Block, place};
 
 pub(crate) use kernel::{peak, peak_flops};
@@ -41,16 +42,19 @@ pub(crate) const STEPS: usize = 32;
 /// Words of one block.
 pub(crate) const WORDS: usize = LANES * LANES;
 /// Rows and columns of what the kernel takes at once.
-const SIDE: usize = 2 * LANES;
+pub(super) const SIDE: usize = 2 * LANES;
 /// Blocks of the reduction before partial sums are stored: two panels of so many fill half of a first-level cache.
 const DEPTH: usize = 18;
 /// Rows of the left operand that one task keeps in the second-level cache.
 const HEIGHT: usize = 512;
 
-/// The levels that a product runs at.
-type Level = (Isa, Dot);
+/// Least tasks a thread, and most columns of one in tiles: packing a task's rows takes as long as multiplying them by 64 columns.
+const TASKS: (usize, usize) = (2, 24);
 
-fn level() -> Level {
+/// The levels that a product runs at.
+pub(super) type Level = (Isa, Dot);
+
+pub(super) fn level() -> Level {
     (isa(), dot())
 }
 
@@ -70,20 +74,13 @@ fn linear_at(level: Level, x: &[f32], m: usize, w: &Bf16Panels, y: &mut [f32], a
     if !acc && k == 0 {
         y.fill(0.0);
     }
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    let strips = pack::strips(level.0, x, m, k);
-    let out = Output(y.as_mut_ptr());
-    Grid::of_height(part(m, HEIGHT, SIDE), m, n, k).run(|rows, columns| {
-        let right = |panel: usize, start: usize| &w.words()[(panel * blocks(k) + start) * WORDS..];
-        let task = Task { level, left: &strips, length: blocks(k), rows, out, width: n, acc };
-        task.run(columns, |columns, depth| {
-            let b = right(columns.start / LANES, depth.start).as_ptr();
-            let pair = columns.len() > LANES;
-            [b, if pair { right(columns.start / LANES + 1, depth.start).as_ptr() } else { ptr::null() }]
-        });
-    });
+    let shape = Shape { parts: 1, depth: DEPTH, height: HEIGHT };
+    let left = |rows: Range<usize>, depth: Range<usize>, out: &mut [u32]| pack::strips(level.0, x, k, rows, depth, out);
+    let right = |panels: Range<usize>, depth: Range<usize>, _: &mut [u32]| {
+        let panel = |p: usize| w.words()[(p * blocks(k) + depth.start) * WORDS..].as_ptr();
+        [panel(panels.start), if panels.len() > 1 { panel(panels.start + 1) } else { ptr::null() }]
+    };
+    product(level, &shape, (m, n, k), left, right, &Out::rows(y, n, acc));
 }
 
 /// `dx = dy w` (`dx +=` when `acc`): `dy [m, n]`, `w [n, k]`, `dx [m, k]`, row-major.
@@ -97,67 +94,135 @@ fn linear_dx_at(level: Level, dy: &[f32], m: usize, w: &Bf16Panels, dx: &mut [f3
     if !acc && n == 0 {
         dx.fill(0.0);
     }
+    // Panels are transposed once a task, so tasks are as high as there are columns to share.
+    let high = k.div_ceil(SIDE) >= 2 * rayon::current_num_threads();
+    let shape = Shape { parts: 1, depth: DEPTH, height: if high { 2 * HEIGHT } else { HEIGHT } };
+    let left =
+        |rows: Range<usize>, depth: Range<usize>, out: &mut [u32]| pack::strips(level.0, dy, n, rows, depth, out);
+    let right = packed(1, |panel, depth, out| pack::transposed(level.0, w, depth, panel, out));
+    product(level, &shape, (m, k, n), left, right, &Out::rows(dx, k, acc));
+}
+
+/// How a product is cut.
+pub(super) struct Shape {
+    /// Blocks of words that stand for one block of values: one, or the three bf16 values that a f32 is the sum of.
+    pub(super) parts: usize,
+    /// Blocks of the reduction before partial sums are stored.
+    pub(super) depth: usize,
+    /// Rows of the left operand that one task keeps in the second-level cache.
+    pub(super) height: usize,
+}
+
+/// Where the output `[m, n]` lies.
+pub(super) struct Out {
+    at: Output,
+    /// From one row to the next.
+    row: usize,
+    /// From one panel of 16 columns to the next.
+    panel: usize,
+    /// Whether columns past n exist.
+    padded: bool,
+    acc: bool,
+}
+
+impl Out {
+    /// Row-major.
+    pub(super) fn rows(y: &mut [f32], n: usize, acc: bool) -> Self {
+        Self { at: Output(y.as_mut_ptr()), row: n, panel: LANES, padded: false, acc }
+    }
+
+    /// Panels `[n / 16][m][16]`, added to.
+    pub(super) fn panels(w: &mut Panels) -> Self {
+        let k = w.k();
+        Self { at: Output(w.data_mut().as_mut_ptr()), row: LANES, panel: k * LANES, padded: true, acc: true }
+    }
+}
+
+/// The right operand from `pack(panel, blocks, words)`, which makes these blocks of one panel.
+pub(super) fn packed(
+    parts: usize,
+    pack: impl Fn(usize, Range<usize>, &mut [u32]) + Sync + Send,
+) -> impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> [*const u32; 2] + Sync + Send {
+    move |panels, depth, out| {
+        let (first, second) = out.split_at_mut(depth.len() * parts * WORDS);
+        pack(panels.start, depth.clone(), first);
+        if panels.len() == 1 {
+            return [first.as_ptr(), ptr::null()];
+        }
+        pack(panels.start + 1, depth, second);
+        [first.as_ptr(), second.as_ptr()]
+    }
+}
+
+/// `out [m, n] (+)= left [m, k] right [k, n]`. `left(rows, blocks, words)` packs these blocks of strips of rows; `right(panels, blocks,
+/// words)` says where these blocks of one or two panels lie, and may pack them into `words`. A task packs what it multiplies,
+/// so that both operands are in its thread's caches.
+pub(super) fn product(
+    level: Level,
+    shape: &Shape,
+    (m, n, k): (usize, usize, usize),
+    left: impl Fn(Range<usize>, Range<usize>, &mut [u32]) + Sync + Send,
+    right: impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> [*const u32; 2] + Sync + Send,
+    out: &Out,
+) {
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    let strips = pack::strips(level.0, dy, m, n);
-    let out = Output(dx.as_mut_ptr());
-    // Panels are transposed once a task, so tasks are as high as there are columns to share.
-    let tasks = k.div_ceil(SIDE).max(1);
-    let height = if tasks >= 2 * rayon::current_num_threads() { 2 * HEIGHT } else { HEIGHT };
-    Grid::of_height(part(m, height, SIDE), m, k, n).run(|rows, columns| {
-        let mut panels = Buf::dirty(2 * DEPTH * WORDS);
-        let task = Task { level, left: &strips, length: blocks(n), rows, out, width: k, acc };
-        task.run(columns, |columns, depth| {
-            let pair = columns.len() > LANES;
-            let [first, second] = panels.words_mut().split_at_mut(DEPTH * WORDS).into();
-            pack::transposed(level.0, w, depth.clone(), columns.start / LANES, first);
-            if pair {
-                pack::transposed(level.0, w, depth, columns.start / LANES + 1, second);
+    let length = blocks(k);
+    let step = part(length, shape.depth, 1);
+    let height = part(m, shape.height, SIDE);
+    // Rows that are multiplied at once need nothing again, so that weights can come from memory in their order.
+    let few = height <= SIDE;
+    let size = |blocks: usize| blocks * shape.parts * WORDS;
+    Grid::of_height(height, TASKS, m, n, k).run(|rows, columns| {
+        let _tiles = kernel::Tiles::new(level.1);
+        let strips = rows.len().div_ceil(LANES);
+        let packed = if few { length } else { step };
+        scratch(strips * size(packed), 2 * size(step), |a, b| {
+            let mut multiply = |a: &[u32], strip: usize, depth: Range<usize>, from: usize| {
+                let count = SIDE.min(columns.end - from);
+                let panel = from / LANES;
+                let b = right(panel..panel + count.div_ceil(LANES), depth.clone(), b);
+                let count = if out.padded { count.next_multiple_of(LANES) } else { count };
+                for row in (0..rows.len()).step_by(SIDE) {
+                    let height = SIDE.min(rows.len() - row);
+                    let a = a[row / LANES * strip..].as_ptr();
+                    let a = [a, if height > LANES { a.wrapping_add(strip) } else { ptr::null() }];
+                    let c = out.at.get().wrapping_add((rows.start + row) * out.row + panel * out.panel);
+                    let c = [c, if count > LANES { c.wrapping_add(out.panel) } else { ptr::null_mut() }];
+                    let (parts, blocks, acc) = (shape.parts, depth.len(), out.acc || depth.start > 0);
+                    let block = Block { rows: height, columns: count, a, b, parts, blocks, c, c_row: out.row, acc };
+                    // SAFETY: strips, panels and blocks lie inside the operands; this task alone writes this rectangle.
+                    unsafe { place(level, &block) };
+                }
+            };
+            let parts = || (0..length).step_by(step).map(|start| start..(start + step).min(length));
+            if few {
+                left(rows.clone(), 0..length, a);
+                for from in columns.clone().step_by(SIDE) {
+                    parts().for_each(|depth| multiply(&a[size(depth.start)..], size(length), depth, from));
+                }
+            } else {
+                for depth in parts() {
+                    let strip = size(depth.len());
+                    left(rows.clone(), depth.clone(), &mut a[..strips * strip]);
+                    columns.clone().step_by(SIDE).for_each(|from| multiply(a, strip, depth.clone(), from));
+                }
             }
-            [first.as_ptr(), if pair { second.as_ptr() } else { ptr::null() }]
         });
     });
 }
 
-/// One task of a product with a row-major output: some rows of the left operand's strips, by the columns of `run`.
-struct Task<'a> {
-    level: Level,
-    left: &'a Buf,
-    /// Blocks of the whole reduction.
-    length: usize,
-    rows: Range<usize>,
-    out: Output,
-    /// Of a row of the output.
-    width: usize,
-    acc: bool,
-}
-
-impl Task<'_> {
-    /// `right(columns, blocks)` gives one or two panels for these blocks of the reduction.
-    fn run(&self, columns: Range<usize>, mut right: impl FnMut(Range<usize>, Range<usize>) -> [*const u32; 2]) {
-        let _tiles = kernel::Tiles::new(self.level.1);
-        let step = part(self.length, DEPTH, 1);
-        for start in (0..self.length).step_by(step) {
-            let depth = start..(start + step).min(self.length);
-            for from in columns.clone().step_by(SIDE) {
-                let columns = from..(from + SIDE).min(columns.end);
-                let b = right(columns.clone(), depth.clone());
-                for row in self.rows.clone().step_by(SIDE) {
-                    let rows = SIDE.min(self.rows.end - row);
-                    let strip =
-                        |s: usize| self.left.words()[((row / LANES + s) * self.length + start) * WORDS..].as_ptr();
-                    let a = [strip(0), if rows > LANES { strip(1) } else { ptr::null() }];
-                    let c = self.out.get().wrapping_add(row * self.width + columns.start);
-                    let (blocks, c_row, acc) = (depth.len(), self.width, self.acc || start > 0);
-                    let c = [c, if columns.len() > LANES { c.wrapping_add(LANES) } else { ptr::null_mut() }];
-                    let block = Block { rows, columns: columns.len(), a, b, blocks, c, c_row, acc };
-                    // SAFETY: rows, panels and blocks lie inside the operands; this task alone writes this rectangle.
-                    unsafe { place(self.level, &block) };
-                }
-            }
-        }
+/// Calls `run` with this thread's scratch of at least so many words: what lies in it stays in the thread's own cache.
+fn scratch(first: usize, second: usize, run: impl FnOnce(&mut [u32], &mut [u32])) {
+    thread_local! {
+        static WORDS: Cell<Option<Buf>> = const { Cell::new(None) };
     }
+    // A product inside `run` would find none and make its own.
+    let mut buf = WORDS.take().filter(|buf| buf.len() >= first + second).unwrap_or_else(|| Buf::dirty(first + second));
+    let (a, b) = buf.words_mut().split_at_mut(first);
+    run(a, b);
+    WORDS.set(Some(buf));
 }
 
 /// `dw += dy^T x`: `dy [m, n]`, `x [m, k]`, row-major, `dw [n, k]` in f32.
@@ -169,31 +234,12 @@ pub fn linear_dw(dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
 fn linear_dw_at(level: Level, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
     let (n, k) = (dw.n(), dw.k());
     assert_eq!((dy.len(), x.len()), (m * n, m * k), "dy is [{m}, {n}] and x is [{m}, {k}]");
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    let (left, right) = (pack::columns(level.0, x, m, k, true), pack::columns(level.0, dy, m, n, false));
-    let (length, count) = (blocks(m), dw.count());
-    let out = Output(dw.data_mut().as_mut_ptr());
-    share(count.div_ceil(2), m * n * k, |task| {
-        let _tiles = kernel::Tiles::new(level.1);
-        let panel = 2 * task;
-        let pair = panel + 1 < count;
-        let step = part(length, DEPTH, 1);
-        for start in (0..length).step_by(step) {
-            let blocks = step.min(length - start);
-            let at = |of: &Buf, i: usize| of.words()[(i * length + start) * WORDS..].as_ptr();
-            let b = [at(&right, panel), if pair { at(&right, panel + 1) } else { ptr::null() }];
-            for row in (0..k).step_by(SIDE) {
-                let rows = SIDE.min(k - row);
-                let a = [at(&left, row / LANES), if rows > LANES { at(&left, row / LANES + 1) } else { ptr::null() }];
-                let c = out.get().wrapping_add((panel * k + row) * LANES);
-                let c = [c, if pair { c.wrapping_add(k * LANES) } else { ptr::null_mut() }];
-                let columns = if pair { SIDE } else { LANES };
-                let block = Block { rows, columns, a, b, blocks, c, c_row: LANES, acc: true };
-                // SAFETY: strips, panels and blocks lie inside their buffers; this task alone writes these panels of dw.
-                unsafe { place(level, &block) };
-            }
-        }
+    let shape = Shape { parts: 1, depth: DEPTH, height: HEIGHT };
+    let left = |columns: Range<usize>, depth: Range<usize>, out: &mut [u32]| {
+        pack::columns(level.0, (x, k), columns, depth, out, true);
+    };
+    let right = packed(1, |panel, depth, out| {
+        pack::columns(level.0, (dy, n), panel * LANES..n.min((panel + 1) * LANES), depth, out, false);
     });
+    product(level, &shape, (k, n, m), left, right, &Out::panels(dw));
 }

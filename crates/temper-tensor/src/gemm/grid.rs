@@ -54,16 +54,15 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// For a reduction of length `depth`.
+    /// For a reduction of length `depth`; four tasks a thread, so that none waits long for the last.
     pub(super) fn new(m: usize, n: usize, depth: usize) -> Self {
-        Self::of_height(part(m, ROW_BLOCK, ROWS), m, n, depth)
+        Self::of_height(part(m, ROW_BLOCK, ROWS), (4, MOST_TILES), m, n, depth)
     }
 
-    /// With `height` rows a task.
-    pub(super) fn of_height(height: usize, m: usize, n: usize, depth: usize) -> Self {
-        // At least four tasks a thread, so that none waits long for the last.
-        let wanted = (4 * rayon::current_num_threads()).div_ceil(m.div_ceil(height));
-        let tiles = (n.div_ceil(WIDTH) / wanted).clamp(1, MOST_TILES);
+    /// With `height` rows and at most `most` tiles of columns a task, and `least` tasks a thread if columns can be cut so far.
+    pub(super) fn of_height(height: usize, (least, most): (usize, usize), m: usize, n: usize, depth: usize) -> Self {
+        let wanted = (least * rayon::current_num_threads()).div_ceil(m.div_ceil(height));
+        let tiles = (n.div_ceil(WIDTH) / wanted).clamp(1, most);
         Self { m, n, height, width: tiles * WIDTH, work: m.max(FETCH_ROWS) * n * depth }
     }
 

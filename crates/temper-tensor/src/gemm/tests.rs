@@ -1,7 +1,16 @@
 //! Products against f64, and bitwise independence of everything but the reduction.
 
 use super::*;
-use crate::isa::levels;
+use crate::isa::{dot_levels, levels};
+
+fn ways() -> Vec<Way> {
+    let mut ways: Vec<_> = levels().into_iter().map(Way::Chain).collect();
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if dot_levels().iter().any(|(_, dot)| *dot == Dot::Amx) {
+        ways.push(Way::Split);
+    }
+    ways
+}
 
 /// Uniform values in [-1, 1), reproducible.
 pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
@@ -19,6 +28,12 @@ pub(crate) fn distance(got: &[f32], want: &[f64]) -> f64 {
     let diff: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
     let norm: f64 = want.iter().map(|w| w * w).sum();
     (diff / norm.max(1e-30)).sqrt()
+}
+
+/// Where rows may be cut without a change of bits.
+fn cuts(way: Way, cuts: &[usize]) -> Vec<usize> {
+    let whole = |cut: &usize| matches!(way, Way::Chain(_)) || cut.is_multiple_of(bf16::STEPS);
+    cuts.iter().copied().filter(whole).collect()
 }
 
 const SHAPES: [(usize, usize); 12] = [
@@ -52,17 +67,17 @@ fn transposed(w: &[f32], n: usize, k: usize) -> Vec<f32> {
 
 #[test]
 fn forward_agrees_with_f64() {
-    for isa in levels() {
+    for way in ways() {
         for (n, k) in SHAPES {
             for m in [1, 2, 3, 5, 16, 23, 64] {
                 let (x, w, old) = (random(m * k, 1), random(n * k, 2), random(m * n, 3));
                 let panels = Panels::from_rows(&w, n, k);
                 let mut y = vec![f32::NAN; m * n];
-                linear_at(isa, &x, m, &panels, &mut y, false);
-                assert!(distance(&y, &reference(&x, m, &w, n, k, &vec![0.0; m * n])) < 1e-5, "{isa:?} {m} {n} {k}");
+                linear_at(way, &x, m, &panels, &mut y, false);
+                assert!(distance(&y, &reference(&x, m, &w, n, k, &vec![0.0; m * n])) < 1e-5, "{way:?} {m} {n} {k}");
                 y.copy_from_slice(&old);
-                linear_at(isa, &x, m, &panels, &mut y, true);
-                assert!(distance(&y, &reference(&x, m, &w, n, k, &old)) < 1e-5, "{isa:?} {m} {n} {k}");
+                linear_at(way, &x, m, &panels, &mut y, true);
+                assert!(distance(&y, &reference(&x, m, &w, n, k, &old)) < 1e-5, "{way:?} {m} {n} {k}");
             }
         }
     }
@@ -70,17 +85,17 @@ fn forward_agrees_with_f64() {
 
 #[test]
 fn input_gradient_agrees_with_f64() {
-    for isa in levels() {
+    for way in ways() {
         for (n, k) in SHAPES {
             for m in [1, 2, 13, 40] {
                 let (dy, w, old) = (random(m * n, 1), random(n * k, 2), random(m * k, 3));
                 let (panels, wt) = (Panels::from_rows(&w, n, k), transposed(&w, n, k));
                 let mut dx = vec![f32::NAN; m * k];
-                linear_dx_at(isa, &dy, m, &panels, &mut dx, false);
-                assert!(distance(&dx, &reference(&dy, m, &wt, k, n, &vec![0.0; m * k])) < 1e-5, "{isa:?} {m} {n} {k}");
+                linear_dx_at(way, &dy, m, &panels, &mut dx, false);
+                assert!(distance(&dx, &reference(&dy, m, &wt, k, n, &vec![0.0; m * k])) < 1e-5, "{way:?} {m} {n} {k}");
                 dx.copy_from_slice(&old);
-                linear_dx_at(isa, &dy, m, &panels, &mut dx, true);
-                assert!(distance(&dx, &reference(&dy, m, &wt, k, n, &old)) < 1e-5, "{isa:?} {m} {n} {k}");
+                linear_dx_at(way, &dy, m, &panels, &mut dx, true);
+                assert!(distance(&dx, &reference(&dy, m, &wt, k, n, &old)) < 1e-5, "{way:?} {m} {n} {k}");
             }
         }
     }
@@ -88,16 +103,16 @@ fn input_gradient_agrees_with_f64() {
 
 #[test]
 fn weight_gradient_agrees_with_f64_and_keeps_padding_zero() {
-    for isa in levels() {
+    for way in ways() {
         for (n, k) in SHAPES {
             for m in [1, 2, 65, 300] {
                 let (dy, x, old) = (random(m * n, 1), random(m * k, 2), random(n * k, 3));
                 let mut dw = Panels::from_rows(&old, n, k);
-                linear_dw_at(isa, &dy, &x, m, &mut dw);
+                linear_dw_at(way, &dy, &x, m, &mut dw);
                 let want = reference(&transposed(&dy, m, n), n, &transposed(&x, m, k), k, m, &old);
-                assert!(distance(&dw.to_rows(), &want) < 1e-5, "{isa:?} {m} {n} {k}");
+                assert!(distance(&dw.to_rows(), &want) < 1e-5, "{way:?} {m} {n} {k}");
                 let nonzero = dw.data().iter().filter(|v| **v != 0.0).count();
-                assert!(nonzero <= n * k, "padding was written: {isa:?} {m} {n} {k}");
+                assert!(nonzero <= n * k, "padding was written: {way:?} {m} {n} {k}");
             }
         }
     }
@@ -107,17 +122,17 @@ fn weight_gradient_agrees_with_f64_and_keeps_padding_zero() {
 #[test]
 fn rows_do_not_depend_on_their_batch() {
     let most = 65;
-    for isa in levels() {
+    for way in ways() {
         for (n, k) in SHAPES.into_iter().chain([(960, 576), (576, 1536), (49_152 / 16, 64)]).chain(COLLIDING) {
             let (x, w) = (random(most * k, 5), random(n * k, 6));
             let panels = Panels::from_rows(&w, n, k);
             let mut whole = vec![0.0; most * n];
-            linear_at(isa, &x, most, &panels, &mut whole, false);
+            linear_at(way, &x, most, &panels, &mut whole, false);
             for m in (1..18).chain([23, 24, 36, 48, 64]) {
                 for at in [0, 1, most - m] {
                     let mut y = vec![0.0; m * n];
-                    linear_at(isa, &x[at * k..(at + m) * k], m, &panels, &mut y, false);
-                    assert_eq!(y, whole[at * n..(at + m) * n], "{isa:?} rows {at}+{m} of [{n}, {k}]");
+                    linear_at(way, &x[at * k..(at + m) * k], m, &panels, &mut y, false);
+                    assert_eq!(y, whole[at * n..(at + m) * n], "{way:?} rows {at}+{m} of [{n}, {k}]");
                 }
             }
         }
@@ -127,16 +142,16 @@ fn rows_do_not_depend_on_their_batch() {
 #[test]
 fn input_gradient_rows_do_not_depend_on_their_batch() {
     let most = 65;
-    for isa in levels() {
+    for way in ways() {
         for (n, k) in SHAPES.into_iter().chain(COLLIDING) {
             let (dy, w) = (random(most * n, 5), random(n * k, 6));
             let panels = Panels::from_rows(&w, n, k);
             let mut whole = vec![0.0; most * k];
-            linear_dx_at(isa, &dy, most, &panels, &mut whole, false);
+            linear_dx_at(way, &dy, most, &panels, &mut whole, false);
             for (at, m) in [(0, 1), (7, 1), (3, 2), (0, 12), (5, 13), (1, 64)] {
                 let mut dx = vec![0.0; m * k];
-                linear_dx_at(isa, &dy[at * n..(at + m) * n], m, &panels, &mut dx, false);
-                assert_eq!(dx, whole[at * k..(at + m) * k], "{isa:?} rows {at}+{m} of [{n}, {k}]");
+                linear_dx_at(way, &dy[at * n..(at + m) * n], m, &panels, &mut dx, false);
+                assert_eq!(dx, whole[at * k..(at + m) * k], "{way:?} rows {at}+{m} of [{n}, {k}]");
             }
         }
     }
@@ -145,16 +160,16 @@ fn input_gradient_rows_do_not_depend_on_their_batch() {
 #[test]
 fn weight_gradient_of_parts_adds_up_to_the_same_bits() {
     let m = 700;
-    for isa in levels() {
+    for way in ways() {
         for (n, k) in [(1, 1), (1, 576), (16, 33), (40, 50), (128, 128)] {
             let (dy, x) = (random(m * n, 7), random(m * k, 8));
             let mut whole = Panels::zeros(n, k);
-            linear_dw_at(isa, &dy, &x, m, &mut whole);
-            for cut in [1, 12, 255, 256, 257, 699] {
+            linear_dw_at(way, &dy, &x, m, &mut whole);
+            for cut in cuts(way, &[1, 12, 64, 255, 256, 257, 699]) {
                 let mut parts = Panels::zeros(n, k);
-                linear_dw_at(isa, &dy[..cut * n], &x[..cut * k], cut, &mut parts);
-                linear_dw_at(isa, &dy[cut * n..], &x[cut * k..], m - cut, &mut parts);
-                assert_eq!(parts.data(), whole.data(), "{isa:?} cut at {cut} of [{n}, {k}]");
+                linear_dw_at(way, &dy[..cut * n], &x[..cut * k], cut, &mut parts);
+                linear_dw_at(way, &dy[cut * n..], &x[cut * k..], m - cut, &mut parts);
+                assert_eq!(parts.data(), whole.data(), "{way:?} cut at {cut} of [{n}, {k}]");
             }
         }
     }
@@ -170,22 +185,22 @@ fn adapters() -> impl Iterator<Item = (usize, usize)> {
 #[test]
 fn low_ranks_do_not_depend_on_the_batch() {
     let most = 40;
-    for isa in levels() {
+    for way in ways() {
         for (n, k) in adapters() {
             let (x, dy, w) = (random(most * k, 5), random(most * n, 6), random(n * k, 7));
             let panels = Panels::from_rows(&w, n, k);
             let (mut y, mut dx) = (vec![0.0; most * n], vec![0.0; most * k]);
-            linear_at(isa, &x, most, &panels, &mut y, false);
-            linear_dx_at(isa, &dy, most, &panels, &mut dx, false);
-            assert!(distance(&y, &reference(&x, most, &w, n, k, &vec![0.0; most * n])) < 1e-5, "{isa:?} [{n}, {k}]");
+            linear_at(way, &x, most, &panels, &mut y, false);
+            linear_dx_at(way, &dy, most, &panels, &mut dx, false);
+            assert!(distance(&y, &reference(&x, most, &w, n, k, &vec![0.0; most * n])) < 1e-5, "{way:?} [{n}, {k}]");
             let want = reference(&dy, most, &transposed(&w, n, k), k, n, &vec![0.0; most * k]);
-            assert!(distance(&dx, &want) < 1e-5, "{isa:?} [{n}, {k}]");
+            assert!(distance(&dx, &want) < 1e-5, "{way:?} [{n}, {k}]");
             for (at, m) in [(0, 1), (39, 1), (3, 2), (1, 5), (7, 12), (5, 13), (2, 24), (1, 37)] {
                 let (mut part_y, mut part_dx) = (vec![0.0; m * n], vec![0.0; m * k]);
-                linear_at(isa, &x[at * k..(at + m) * k], m, &panels, &mut part_y, false);
-                linear_dx_at(isa, &dy[at * n..(at + m) * n], m, &panels, &mut part_dx, false);
-                assert_eq!(part_y, y[at * n..(at + m) * n], "{isa:?} rows {at}+{m} of [{n}, {k}]");
-                assert_eq!(part_dx, dx[at * k..(at + m) * k], "{isa:?} input gradient, rows {at}+{m} of [{n}, {k}]");
+                linear_at(way, &x[at * k..(at + m) * k], m, &panels, &mut part_y, false);
+                linear_dx_at(way, &dy[at * n..(at + m) * n], m, &panels, &mut part_dx, false);
+                assert_eq!(part_y, y[at * n..(at + m) * n], "{way:?} rows {at}+{m} of [{n}, {k}]");
+                assert_eq!(part_dx, dx[at * k..(at + m) * k], "{way:?} input gradient, rows {at}+{m} of [{n}, {k}]");
             }
         }
     }
@@ -194,16 +209,16 @@ fn low_ranks_do_not_depend_on_the_batch() {
 #[test]
 fn low_rank_weight_gradients_of_parts_add_up_to_the_same_bits() {
     let m = 300;
-    for isa in levels() {
+    for way in ways() {
         for (n, k) in adapters() {
             let (dy, x) = (random(m * n, 7), random(m * k, 8));
             let mut whole = Panels::zeros(n, k);
-            linear_dw_at(isa, &dy, &x, m, &mut whole);
-            for cut in [1, 13, 256, 299] {
+            linear_dw_at(way, &dy, &x, m, &mut whole);
+            for cut in cuts(way, &[1, 13, 32, 256, 299]) {
                 let mut parts = Panels::zeros(n, k);
-                linear_dw_at(isa, &dy[..cut * n], &x[..cut * k], cut, &mut parts);
-                linear_dw_at(isa, &dy[cut * n..], &x[cut * k..], m - cut, &mut parts);
-                assert_eq!(parts.data(), whole.data(), "{isa:?} cut at {cut} of [{n}, {k}]");
+                linear_dw_at(way, &dy[..cut * n], &x[..cut * k], cut, &mut parts);
+                linear_dw_at(way, &dy[cut * n..], &x[cut * k..], m - cut, &mut parts);
+                assert_eq!(parts.data(), whole.data(), "{way:?} cut at {cut} of [{n}, {k}]");
             }
         }
     }
@@ -281,15 +296,81 @@ fn tiny_terms_of_a_long_reduction_are_not_swamped() {
     (0..m).for_each(|r| dy[r * n + 11] = -1.0);
     let w: Vec<f32> = (0..n * k).map(|i| 1.0 + ((i * 37) % 19) as f32 * 0.05).collect();
     let panels = Panels::from_rows(&w, n, k);
-    for isa in Isa::ALL.into_iter().filter(|isa| *isa <= crate::isa::detected()) {
+    for way in ways() {
         let mut dx = vec![0.0; m * k];
-        linear_dx_at(isa, &dy, m, &panels, &mut dx, false);
+        linear_dx_at(way, &dy, m, &panels, &mut dx, false);
         for (r, line) in dx.chunks(k).enumerate() {
             for (c, got) in line.iter().enumerate() {
                 let terms = || (0..n).map(|v| f64::from(dy[r * n + v]) * f64::from(w[v * k + c]));
                 let (want, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
-                assert!((f64::from(*got) - want).abs() < 4e-6 * size, "{isa:?} {r} {c}: {got} {want} {size}");
+                assert!((f64::from(*got) - want).abs() < 4e-6 * size, "{way:?} {r} {c}: {got} {want} {size}");
             }
+        }
+    }
+}
+
+/// A f32 as three bf16 values, each the nearest to what the ones before left.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn thirds(x: f32) -> [f32; 3] {
+    let nearest = |x: f32| f32::from_bits(x.to_bits().wrapping_add(0x8000) & 0xffff_0000);
+    let first = nearest(x);
+    let second = nearest(x - first);
+    [first, second, x - first - second]
+}
+
+/// What the module's text says of the order of additions, by scalar multiply-adds.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn split_products_follow_their_definition() {
+    if !ways().contains(&Way::Split) {
+        return;
+    }
+    for ((n, k), m) in SHAPES.into_iter().flat_map(|shape| [1, 3, 19, 40].map(|m| (shape, m))) {
+        let (x, w) = (random(m * k, 1), random(n * k, 2));
+        let mut y = vec![f32::NAN; m * n];
+        linear_at(Way::Split, &x, m, &Panels::from_rows(&w, n, k), &mut y, false);
+        for (at, got) in y.iter().enumerate() {
+            let (a, b) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
+            let mut sum = 0.0_f32;
+            for (a, b) in a.chunks(bf16::STEPS).zip(b.chunks(bf16::STEPS)) {
+                for (left, right) in split::ORDER {
+                    let mut chains = [0.0_f32; 2];
+                    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                        chains[i % 2] = thirds(*a)[left].mul_add(thirds(*b)[right], chains[i % 2]);
+                    }
+                    sum += chains[0] + chains[1];
+                }
+            }
+            assert_eq!(*got, sum, "[{n}, {k}] {at}");
+        }
+    }
+}
+
+/// Products on tiles are f32 in more than name: no further from f64 than a chain of multiply-adds where that adds up errors, at all
+/// magnitudes.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn split_products_are_as_close_to_f64_as_a_chain() {
+    if !ways().contains(&Way::Split) {
+        return;
+    }
+    for (m, n, k) in [(64, 48, 576), (20, 32, 1536), (7, 16, 40)] {
+        for scale in [1e-10, 1.0, 1e10] {
+            let spread = |v: Vec<f32>, scale: f32, seed| -> Vec<f32> {
+                v.iter().zip(random(v.len(), seed)).map(|(x, e)| x * scale * (8.0 * e).exp()).collect()
+            };
+            let (x, w) = (spread(random(m * k, 1), scale, 3), spread(random(n * k, 2), 1.0, 4));
+            let (panels, want) = (Panels::from_rows(&w, n, k), reference(&x, m, &w, n, k, &vec![0.0; m * n]));
+            let error = |way| {
+                let mut y = vec![0.0; m * n];
+                linear_at(way, &x, m, &panels, &mut y, false);
+                distance(&y, &want)
+            };
+            let (split, chain) = (error(Way::Split), error(Way::Chain(isa())));
+            assert!(
+                split < chain.max(2e-7) && split > 0.0,
+                "[{m}, {n}, {k}] times {scale}: {split:e} against {chain:e}"
+            );
         }
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<Exit> {
 fn shown(report: &Report) -> String {
     let mut machine = Table::new([("machine", Side::Left), ("GFLOP/s", Side::Right), ("GB/s", Side::Right)]);
     let number = |x: f64| format!("{x:.0}");
-    machine.row([format!("f32 multiply-adds ({})", report.isa), number(report.f32_gflops), String::new()]);
+    machine.row([format!("f32 products ({})", report.isa), number(report.f32_gflops), String::new()]);
     machine.row([format!("bf16 products ({})", report.bf16), number(report.bf16_gflops), String::new()]);
     machine.row(["reading memory".into(), String::new(), number(report.read_gbytes)]);
     machine.row(["copying memory".into(), String::new(), number(report.copy_gbytes)]);

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // tile instructions
 
 use std::arch::asm;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 use super::WORDS;
 use super::kernel::Block;
@@ -84,21 +85,64 @@ pub(super) unsafe fn peak(steps: usize) {
 pub(super) unsafe fn run(block: &Block) {
     // SAFETY: the caller vouches for addresses and tiles.
     unsafe {
-        match (block.a[1].is_null(), block.b[1].is_null()) {
-            (false, false) => kernel::<2, 2>(block),
-            (false, true) => kernel::<2, 1>(block),
-            (true, false) => kernel::<1, 2>(block),
-            (true, true) => kernel::<1, 1>(block),
+        match (block.a[1].is_null(), block.b[1].is_null(), block.parts) {
+            (false, false, 1) => kernel::<2, 2, 1>(block),
+            (false, true, 1) => kernel::<2, 1, 1>(block),
+            (true, false, 1) => kernel::<1, 2, 1>(block),
+            (true, true, 1) => kernel::<1, 1, 1>(block),
+            (false, false, _) => kernel::<2, 2, 3>(block),
+            (false, true, _) => kernel::<2, 1, 3>(block),
+            (true, false, _) => kernel::<1, 2, 3>(block),
+            (true, true, _) => kernel::<1, 1, 3>(block),
         }
     }
 }
 
+/// `step!(a, b)`: the products of two parts of S strips and P panels; `None` keeps what the tiles hold.
+macro_rules! step {
+    ($a:expr, $b:expr) => {
+        let (a, b): (Option<[*const u32; 2]>, Option<[*const u32; 2]>) = ($a, $b);
+        if let Some(a) = a {
+            tile!(load 4, a[0], LINE);
+            if S == 2 {
+                tile!(load 5, a[1], LINE);
+            }
+        }
+        if let Some(b) = b {
+            tile!(load 6, b[0], LINE);
+            if P == 2 {
+                tile!(load 7, b[1], LINE);
+            }
+        }
+        tile!(dot 0, 4, 6);
+        if P == 2 {
+            tile!(dot 1, 4, 7);
+        }
+        if S == 2 {
+            tile!(dot 2, 5, 6);
+        }
+        if S == 2 && P == 2 {
+            tile!(dot 3, 5, 7);
+        }
+    };
+}
+
+/// Bytes of a line of a block.
+const LINE: usize = LANES * size_of::<u32>();
+
 /// Sums of strip s and panel p in tile `2 s + p`, strips in tiles 4 and 5, panels in tiles 6 and 7.
-unsafe fn kernel<const S: usize, const P: usize>(block: &Block) {
-    let line = LANES * size_of::<u32>();
+///
+/// Of three parts, largest first, the six products down to 2^-16 of the largest are added, in an order that loads few tiles.
+unsafe fn kernel<const S: usize, const P: usize, const PARTS: usize>(block: &Block) {
     let c_row = block.c_row * size_of::<f32>();
     let c = |s: usize, p: usize| block.c[p].wrapping_add(s * LANES * block.c_row);
     let ([mut a0, mut a1], [mut b0, mut b1]) = (block.a, block.b);
+    for row in 0..S * LANES {
+        for line in &block.c[..P] {
+            // SAFETY: a prefetch reads nothing that the program can see. Sums are stored here long after it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(row * block.c_row).cast()) };
+        }
+    }
     // SAFETY: the caller vouches for every address of the block and for the tiles.
     unsafe {
         if block.acc {
@@ -119,22 +163,20 @@ unsafe fn kernel<const S: usize, const P: usize>(block: &Block) {
             tile!(zero 3);
         }
         for _ in 0..block.blocks {
-            tile!(load 4, a0, line);
-            tile!(load 6, b0, line);
-            tile!(dot 0, 4, 6);
-            if P == 2 {
-                tile!(load 7, b1, line);
-                tile!(dot 1, 4, 7);
+            let a = |part: usize| Some([a0, a1].map(|at| at.wrapping_add(part * WORDS)));
+            let b = |part: usize| Some([b0, b1].map(|at| at.wrapping_add(part * WORDS)));
+            if PARTS == 1 {
+                step!(a(0), b(0));
+            } else {
+                step!(a(0), b(2));
+                step!(None, b(1));
+                step!(a(1), None);
+                step!(None, b(0));
+                step!(a(0), None);
+                step!(a(2), None);
             }
-            if S == 2 {
-                tile!(load 5, a1, line);
-                tile!(dot 2, 5, 6);
-            }
-            if S == 2 && P == 2 {
-                tile!(dot 3, 5, 7);
-            }
-            (a0, a1) = (a0.wrapping_add(WORDS), a1.wrapping_add(WORDS));
-            (b0, b1) = (b0.wrapping_add(WORDS), b1.wrapping_add(WORDS));
+            (a0, a1) = (a0.wrapping_add(PARTS * WORDS), a1.wrapping_add(PARTS * WORDS));
+            (b0, b1) = (b0.wrapping_add(PARTS * WORDS), b1.wrapping_add(PARTS * WORDS));
         }
         tile!(store 0, c(0, 0), c_row);
         if P == 2 {

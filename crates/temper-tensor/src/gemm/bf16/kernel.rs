@@ -21,6 +21,8 @@ pub(super) struct Block {
     pub a: [*const u32; 2],
     /// One panel of 16 columns or two; the second may be null.
     pub b: [*const u32; 2],
+    /// Blocks that stand for 32 steps of the reduction in both operands: one, or with tiles three.
+    pub parts: usize,
     /// Length of the reduction.
     pub blocks: usize,
     /// C for each panel; row i lies at `i * c_row`.
@@ -110,6 +112,7 @@ unsafe fn run((isa, dot): Level, block: &Block) {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         // SAFETY: the caller vouches for addresses and level.
         Dot::Amx => unsafe { amx::run(block) },
+        _ if block.parts != 1 => unreachable!("sums of three are multiplied on tiles alone"),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller vouches for addresses and level.
         Dot::Avx512 => unsafe { avx512::run(block) },

@@ -6,7 +6,6 @@ use std::ops::Range;
 
 use super::{STEPS, WORDS, blocks};
 use crate::bf16_panels::Bf16Panels;
-use crate::buf::{self, Buf};
 use crate::gemm::pack::square;
 use crate::gemm::{Output, share};
 use crate::isa::{Isa, multiversion};
@@ -37,10 +36,11 @@ pub(crate) fn widen(pair: u32) -> [f32; 2] {
     [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
 }
 
-/// Pairs of neighbours in each row: line r of block b of `out` is `rows[r][32 b ..]`, zero past the row's end.
+/// Pairs of neighbours in each row: line r of block b of `out` is `rows[r][from + 32 b ..]`, zero past the end of `steps`.
 #[inline(always)]
-fn strip_body<const FMA: bool>(rows: &[f32], width: usize, out: &mut [u32]) {
+fn strip_body<const FMA: bool>(rows: &[f32], width: usize, steps: Range<usize>, out: &mut [u32]) {
     for (r, row) in rows.chunks_exact(width).enumerate() {
+        let row = &row[steps.clone()];
         let lines = out[r * LANES..].chunks_mut(WORDS).map(|block| &mut block[..LANES]);
         for (line, values) in lines.zip(row.chunks(STEPS)) {
             if let Ok(values) = <&[f32; STEPS]>::try_from(values) {
@@ -139,7 +139,7 @@ mod avx512 {
 
 multiversion! {
     #[allow(dead_code)] // the level is always given
-    fn strip(rows: &[f32], width: usize, out: &mut [u32]) = strip_body, strip_at;
+    fn strip(rows: &[f32], width: usize, steps: Range<usize>, out: &mut [u32]) = strip_body, strip_at;
     #[allow(dead_code)] // as above
     fn panel(rows: &[f32], width: usize, from: usize, out: &mut [u32]) = panel_body, panel_at;
 }
@@ -157,28 +157,31 @@ fn parts(words: &mut [u32], size: usize, task: impl Fn(usize, &mut [u32]) + Sync
     });
 }
 
-/// The left operand `x [m, k]`: `[m / 16][k / 32][16 rows][16 pairs of columns]`.
-pub(super) fn strips(isa: Isa, x: &[f32], m: usize, k: usize) -> Buf {
-    let size = blocks(k) * WORDS;
-    let mut strips = Buf::dirty_in(m.div_ceil(LANES) * size, buf::room(m).div_ceil(LANES) * size);
-    parts(strips.words_mut(), size, |i, out| {
-        let rows = &x[i * LANES * k..(m * k).min((i + 1) * LANES * k)];
-        if rows.len() < LANES * k {
+/// Blocks `depth` of rows `rows` of the left operand `x [m, k]`: `[rows / 16][depth][16 rows][16 pairs of columns]`.
+pub(super) fn strips(isa: Isa, x: &[f32], k: usize, rows: Range<usize>, depth: Range<usize>, out: &mut [u32]) {
+    let steps = depth.start * STEPS..k.min(depth.end * STEPS);
+    for (i, out) in out.chunks_exact_mut(depth.len() * WORDS).enumerate() {
+        let rows = rows.start + i * LANES..rows.end.min(rows.start + (i + 1) * LANES);
+        if rows.len() < LANES {
             out.fill(0);
         }
-        strip_at(isa, rows, k, out);
-    });
-    strips
+        strip_at(isa, &x[rows.start * k..rows.end * k], k, steps.clone(), out);
+    }
 }
 
-/// Columns of `x [m, n]`, to be reduced over its rows: `[n / 16][m / 32][16 pairs of rows][16 columns]`, or with `left` each block
-/// transposed.
-pub(super) fn columns(isa: Isa, x: &[f32], m: usize, n: usize, left: bool) -> Buf {
-    let size = blocks(m) * WORDS;
-    let count = n.div_ceil(LANES);
-    let mut panels = Buf::dirty_in(count * size, count * blocks(buf::room(m)) * WORDS);
-    parts(panels.words_mut(), size, |i, out| {
-        panel_at(isa, x, n, i * LANES, out);
+/// Blocks `depth` of columns `columns` of `x [m, n]`, to be reduced over its rows: `[columns / 16][depth][16 pairs of rows][16
+/// columns]`, or with `left` each block transposed.
+pub(super) fn columns(
+    isa: Isa,
+    (x, n): (&[f32], usize),
+    columns: Range<usize>,
+    depth: Range<usize>,
+    out: &mut [u32],
+    left: bool,
+) {
+    let rows = &x[depth.start * STEPS * n..x.len().min(depth.end * STEPS * n)];
+    for (i, out) in out.chunks_exact_mut(depth.len() * WORDS).take(columns.len().div_ceil(LANES)).enumerate() {
+        panel_at(isa, rows, n, columns.start + i * LANES, out);
         if left {
             let mut copy = [0; WORDS];
             for block in out.as_chunks_mut::<WORDS>().0 {
@@ -186,12 +189,11 @@ pub(super) fn columns(isa: Isa, x: &[f32], m: usize, n: usize, left: bool) -> Bu
                 transpose(isa, &copy, block);
             }
         }
-    });
-    panels
+    }
 }
 
 /// Transposes a block, word by word.
-fn transpose(isa: Isa, from: &[u32; WORDS], to: &mut [u32; WORDS]) {
+pub(in crate::gemm) fn transpose(isa: Isa, from: &[u32; WORDS], to: &mut [u32; WORDS]) {
     // SAFETY: both types have four bytes, one alignment, and take every pattern of bits.
     let (from, to) = unsafe { (&*from.as_ptr().cast::<[f32; WORDS]>(), &mut *to.as_mut_ptr().cast::<[f32; WORDS]>()) };
     square(isa, from, to, LANES);
