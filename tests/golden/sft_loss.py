@@ -4,7 +4,8 @@
     python tests/golden/sft_loss.py             # writes tests/golden/algo/sft_loss.json; never run in CI
 
 What is theirs: TRL's `SFTTrainer.compute_loss` for `nll` and `dft` (called unbound on a stand-in whose model hands it the log-probs of given logits), and
-PyTorch's `cross_entropy` with `label_smoothing`. `anchored` is TRL's dft plus a k3 penalty written out here. Logits of a small vocabulary are random,
+PyTorch's `cross_entropy` with `label_smoothing`. `anchored` is TRL's dft plus a k3 penalty written out here; `asft` is TRL's dft plus PyTorch's `kl_div`
+over the vocabulary, as ASFT's released code calls it. Logits of a small vocabulary are random,
 masks ragged (one row without any trained token, one with holes); autograd gives the gradient with respect to the logits, which the test compares with
 the chain rule through logp and the mean log-prob. All in f64.
 """
@@ -79,6 +80,9 @@ def case(seed, scale, kind, **options):
         u = (logits.log_softmax(-1) - reference.log_softmax(-1)).gather(-1, safe)[..., 0]
         penalty = ((torch.exp(-u) - 1 + u) * (target != -100)).sum() / count
         loss = trl_loss("dft", logits, target, count) + options["weight"] * penalty
+    elif kind == "asft":
+        kl = F.kl_div(logits.log_softmax(-1), reference.softmax(-1), reduction="none").sum(-1)
+        loss = trl_loss("dft", logits, target, count) + options["weight"] * (kl * (target != -100)).sum() / count
     (grad,) = torch.autograd.grad(loss, logits)
     flat = lambda x: x.detach().reshape(-1, VOCAB).tolist()
     return dict(
@@ -94,6 +98,7 @@ def main():
         cases.append(case(20 + i, scale, "dft"))
         cases.append(case(30 + i, scale, "label_smoothing", eps=[0.1, 0.6][i]))
         cases.append(case(40 + i, scale, "anchored", weight=0.1))
+        cases.append(case(50 + i, scale, "asft", weight=0.1))
     versions = dict(trl=trl.__version__, torch=torch.__version__)
     text = json.dumps(dict(versions=versions, cases=cases), separators=(",", ":"))
     (HERE / "sft_loss.json").write_text(text + "\n")

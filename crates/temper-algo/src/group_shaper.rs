@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Problem, is_constant};
 
 /// One step of shaping. Several are applied in order, each to the rollouts that the ones before left in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum GroupShaper {
     /// Leave out groups whose rewards are all equal: they carry no signal within the group. With `refill` the dynamic sampling of
@@ -15,6 +15,16 @@ pub enum GroupShaper {
         /// unsolvable ends the round and does not hang it. 0: leave them out and go on with fewer.
         #[serde(default)]
         refill: u32,
+        /// The reward part that has to differ within the group (default: the shaped total). DAPO looks at accuracy, whatever the
+        /// penalty of the length; verl's `filter_groups.metric`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        part: Option<String>,
+    },
+    /// Leave out groups in which no reward is above `threshold`: there is no right answer to learn from.
+    DropUnsolved {
+        /// A rollout is right when its reward is above this (default 0.5).
+        #[serde(default = "half")]
+        threshold: f64,
     },
     /// Train on no completion that was cut off: DAPO's overlong filtering (arXiv 2503.14476, section 3.4), TRL's
     /// `mask_truncated_completions`.
@@ -54,6 +64,9 @@ pub enum DownSampleRule {
 fn yes() -> bool {
     true
 }
+fn half() -> f64 {
+    0.5
+}
 
 /// What shapers see of one group. All arrays are `[G]`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,6 +75,20 @@ pub struct Rollouts<'a> {
     pub rewards: &'a [f64],
     /// Whether each completion was cut off.
     pub truncated: &'a [bool],
+    /// Names of the reward parts `[K]`.
+    pub names: &'a [&'a str],
+    /// Reward parts `[G][K]`; read by shapers that name one.
+    pub parts: &'a [Vec<f64>],
+}
+
+impl Rollouts<'_> {
+    /// The part of this name `[G]`, or the total rewards.
+    fn column(&self, part: Option<&str>) -> Vec<f64> {
+        match part.and_then(|part| self.names.iter().position(|name| *name == part)) {
+            Some(k) => self.parts.iter().map(|row| row[k]).collect(),
+            None => self.rewards.to_vec(),
+        }
+    }
 }
 
 /// What becomes of a rollout.
@@ -79,7 +106,7 @@ pub enum Fate {
 ///
 /// ```
 /// use temper_algo::{Fate, GroupShaper, Rollouts, fates};
-/// let group = Rollouts { rewards: &[1.0, 0.0, 1.0], truncated: &[false, true, false] };
+/// let group = Rollouts { rewards: &[1.0, 0.0, 1.0], truncated: &[false, true, false], ..Rollouts::default() };
 /// assert_eq!(fates(&[GroupShaper::MaskTruncated { counts: true }], &group), [Fate::Kept, Fate::Silent, Fate::Kept]);
 /// ```
 pub fn fates(shapers: &[GroupShaper], group: &Rollouts) -> Vec<Fate> {
@@ -91,13 +118,21 @@ pub fn fates(shapers: &[GroupShaper], group: &Rollouts) -> Vec<Fate> {
 }
 
 impl GroupShaper {
-    fn apply(self, group: &Rollouts, fates: &mut [Fate]) {
+    fn apply(&self, group: &Rollouts, fates: &mut [Fate]) {
         let left: Vec<usize> = (0..fates.len()).filter(|i| fates[*i] == Fate::Kept).collect();
         let rewards: Vec<f64> = left.iter().map(|i| group.rewards[*i]).collect();
         let out = |counts: bool| if counts { Fate::Silent } else { Fate::Dropped };
-        match self {
-            Self::DropConstant { .. } if counted_constant(group, fates) => fates.fill(Fate::Dropped),
-            Self::DropConstant { .. } => {}
+        match *self {
+            Self::DropConstant { ref part, .. } => {
+                if is_constant(&counted(&group.column(part.as_deref()), fates)) {
+                    fates.fill(Fate::Dropped);
+                }
+            }
+            Self::DropUnsolved { threshold } => {
+                if counted(group.rewards, fates).iter().all(|r| *r <= threshold) {
+                    fates.fill(Fate::Dropped);
+                }
+            }
             Self::MaskTruncated { counts } => {
                 left.iter().filter(|i| group.truncated.get(**i) == Some(&true)).for_each(|i| fates[*i] = out(counts));
             }
@@ -109,17 +144,25 @@ impl GroupShaper {
     }
 
     /// How many more times a round may sample to replace groups that were dropped whole.
-    pub fn refill(self) -> u32 {
+    pub fn refill(&self) -> u32 {
         match self {
-            Self::DropConstant { refill } => refill,
-            Self::MaskTruncated { .. } | Self::DownSample { .. } => 0,
+            Self::DropConstant { refill, .. } => *refill,
+            Self::DropUnsolved { .. } | Self::MaskTruncated { .. } | Self::DownSample { .. } => 0,
         }
     }
 
-    /// Settings that make no sense for groups of `group_size` rollouts.
-    pub fn check(self, group_size: usize) -> Vec<Problem> {
+    /// Settings that make no sense for groups of `group_size` rollouts, given the names of the reward parts.
+    pub fn check(&self, group_size: usize, names: &[&str]) -> Vec<Problem> {
         let problem = |message: String, hint: &str| vec![Problem::new("keep", message, hint)];
-        match self {
+        match *self {
+            Self::DropConstant { part: Some(ref part), .. } if !names.contains(&part.as_str()) => vec![Problem::new(
+                "part",
+                format!("there is no reward part `{part}`"),
+                format!("the parts are {}", names.join(", ")),
+            )],
+            Self::DropUnsolved { threshold } if !threshold.is_finite() => {
+                vec![Problem::new("threshold", "threshold is no number", "leave it out for 0.5")]
+            }
             Self::DownSample { keep, .. } if keep == 0 || keep as usize >= group_size => problem(
                 format!("keep is {keep}, expected 1 to {} of the group's {group_size}", group_size.saturating_sub(1)),
                 "sample more rollouts than are trained on",
@@ -127,15 +170,17 @@ impl GroupShaper {
             Self::DownSample { keep, rule: DownSampleRule::Extremes, .. } if !keep.is_multiple_of(2) => {
                 problem(format!("keep is {keep}, expected an even number with the rule `extremes`"), "it keeps pairs")
             }
-            Self::DropConstant { .. } | Self::MaskTruncated { .. } | Self::DownSample { .. } => vec![],
+            Self::DropConstant { .. }
+            | Self::DropUnsolved { .. }
+            | Self::MaskTruncated { .. }
+            | Self::DownSample { .. } => vec![],
         }
     }
 }
 
-/// Whether the rollouts that count have equal rewards.
-fn counted_constant(group: &Rollouts, fates: &[Fate]) -> bool {
-    let counted = group.rewards.iter().zip(fates).filter(|(_, fate)| **fate != Fate::Dropped);
-    is_constant(&counted.map(|(r, _)| *r).collect::<Vec<_>>())
+/// The values of the rollouts that count.
+fn counted(values: &[f64], fates: &[Fate]) -> Vec<f64> {
+    values.iter().zip(fates).filter(|(_, fate)| **fate != Fate::Dropped).map(|(v, _)| *v).collect()
 }
 
 impl DownSampleRule {
@@ -184,7 +229,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn kept(shapers: &[GroupShaper], rewards: &[f64], truncated: &[bool]) -> Vec<usize> {
-        let fates = fates(shapers, &Rollouts { rewards, truncated });
+        let fates = fates(shapers, &Rollouts { rewards, truncated, ..Rollouts::default() });
         (0..fates.len()).filter(|i| fates[*i] == Fate::Kept).collect()
     }
 
@@ -200,21 +245,36 @@ mod tests {
         assert_eq!(kept(&down(4, DownSampleRule::Extremes), &rewards, &[]), [0, 1, 2, 4]);
         // Of three: {9, 0, 1} has squares 48.67, {9, 3, 0} 42: the two worst and the best.
         assert_eq!(kept(&down(3, DownSampleRule::MaxVariance), &rewards, &[]), [0, 2, 4]);
-        assert_eq!(kept(&[GroupShaper::DropConstant { refill: 2 }], &[0.5, 0.5], &[]), [0; 0]);
-        assert_eq!(kept(&[GroupShaper::DropConstant { refill: 2 }], &[0.5, 0.0], &[]), [0, 1]);
-        assert_eq!(GroupShaper::DropConstant { refill: 2 }.refill(), 2);
+        let drop = GroupShaper::DropConstant { refill: 2, part: None };
+        assert_eq!(kept(std::slice::from_ref(&drop), &[0.5, 0.5], &[]), [0; 0]);
+        assert_eq!(kept(std::slice::from_ref(&drop), &[0.5, 0.0], &[]), [0, 1]);
+        assert_eq!(drop.refill(), 2);
+        let unsolved = [GroupShaper::DropUnsolved { threshold: 0.5 }];
+        assert_eq!((kept(&unsolved, &[0.5, 0.0], &[]), kept(&unsolved, &[0.0, 1.0], &[])), (vec![], vec![0, 1]));
+    }
+
+    /// DAPO: both right, one of them long. Their totals differ, their accuracy does not.
+    #[test]
+    fn a_named_part_decides_alone() {
+        let (names, parts) = (["right", "length"], [vec![1.0, 0.0], vec![1.0, -0.5]]);
+        let group = Rollouts { rewards: &[1.0, 0.5], names: &names, parts: &parts, ..Rollouts::default() };
+        let drop = |part: Option<&str>| GroupShaper::DropConstant { refill: 0, part: part.map(String::from) };
+        assert_eq!(fates(&[drop(None)], &group), [Fate::Kept; 2]);
+        assert_eq!(fates(&[drop(Some("right"))], &group), [Fate::Dropped; 2]);
+        assert_eq!(fates(&[drop(Some("length"))], &group), [Fate::Kept; 2]);
+        assert_eq!(drop(Some("wrong")).check(2, &names)[0].field, "part");
     }
 
     #[test]
     fn order_and_what_counts_matter() {
         let mask = |counts| GroupShaper::MaskTruncated { counts };
-        let drop = GroupShaper::DropConstant { refill: 0 };
+        let drop = GroupShaper::DropConstant { refill: 0, part: None };
         let (rewards, truncated) = ([1.0, 1.0, 0.0], [false, false, true]);
         // Without the truncated one the rest is constant; where it counts it is not.
-        assert_eq!(kept(&[mask(false), drop], &rewards, &truncated), [0; 0]);
-        assert_eq!(kept(&[mask(true), drop], &rewards, &truncated), [0, 1]);
+        assert_eq!(kept(&[mask(false), drop.clone()], &rewards, &truncated), [0; 0]);
+        assert_eq!(kept(&[mask(true), drop.clone()], &rewards, &truncated), [0, 1]);
         assert_eq!(kept(&[drop, mask(false)], &rewards, &truncated), [0, 1]);
-        let group = Rollouts { rewards: &rewards, truncated: &truncated };
+        let group = Rollouts { rewards: &rewards, truncated: &truncated, ..Rollouts::default() };
         assert_eq!(fates(&[mask(false)], &group)[2], Fate::Dropped);
         assert_eq!(fates(&[], &group), [Fate::Kept; 3]);
     }
@@ -222,10 +282,10 @@ mod tests {
     #[test]
     fn bad_settings_are_named() {
         let shaper = |keep, rule| GroupShaper::DownSample { keep, rule, counts: true };
-        assert_eq!(shaper(8, DownSampleRule::Best).check(8).len(), 1);
-        assert_eq!(shaper(0, DownSampleRule::Best).check(8).len(), 1);
-        assert_eq!(shaper(3, DownSampleRule::Extremes).check(8).len(), 1);
-        assert!(shaper(4, DownSampleRule::Extremes).check(8).is_empty());
+        assert_eq!(shaper(8, DownSampleRule::Best).check(8, &[]).len(), 1);
+        assert_eq!(shaper(0, DownSampleRule::Best).check(8, &[]).len(), 1);
+        assert_eq!(shaper(3, DownSampleRule::Extremes).check(8, &[]).len(), 1);
+        assert!(shaper(4, DownSampleRule::Extremes).check(8, &[]).is_empty());
     }
 
     proptest! {

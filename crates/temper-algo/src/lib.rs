@@ -31,7 +31,6 @@
 //! error.
 
 mod advantage;
-mod coefficients;
 mod constraint;
 mod correction;
 mod coupling;
@@ -63,7 +62,6 @@ pub use advantage::{
     Advantage, AdvantageState, GpgCount, GroupRewards, Round, RoundAdvantages, StepReward, Whiten, gae, is_constant,
     returns_to_go, sample_std, token_rewards,
 };
-pub use coefficients::{TriceCoefficients, feedback_advantages, trice_coefficients};
 pub use constraint::SampleConstraint;
 pub use correction::{Correction, Level};
 pub use coupling::Coupling;
@@ -76,7 +74,7 @@ pub use metrics::{PolicyMetrics, Sum};
 pub use needs::Needs;
 pub use objective::{EntropyBonus, KlPenalty, PolicyObjective, PolicyTerms};
 pub use ratio::{MAX_LOG_RATIO, Ratio};
-pub use reward_shaping::{RewardShaping, Same, ShapingInput};
+pub use reward_shaping::{FlipUnit, RewardShaping, Same, Shaped, ShapingInput};
 pub use rows::Rows;
 pub use schedule::{Schedule, Warmup};
 pub use seed::split_seed;

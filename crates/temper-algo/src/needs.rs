@@ -31,7 +31,10 @@ impl Needs {
     /// Mean of the log-probs of the whole vocabulary at each scored token.
     pub const MEAN_LOGP: Self = Self(1 << 12);
 
-    const NAMES: [(Self, &'static str); 10] = [
+    /// KL divergence of the reference's distribution to the policy's, over the vocabulary, at each scored token.
+    pub const KL_REF: Self = Self(1 << 13);
+
+    const NAMES: [(Self, &'static str); 11] = [
         (Self::LOGP_OLD, "logp_old"),
         (Self::LOGP_REF, "logp_ref"),
         (Self::ENTROPY, "entropy"),
@@ -42,6 +45,7 @@ impl Needs {
         (Self::GREEDY, "greedy"),
         (Self::STEPS, "steps"),
         (Self::MEAN_LOGP, "mean_logp"),
+        (Self::KL_REF, "kl_ref"),
     ];
 
     /// Both sets together.

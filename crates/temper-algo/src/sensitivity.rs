@@ -2,13 +2,12 @@
 
 use crate::Error;
 
-/// The most sensitive units of a layer: those whose total absolute change over consecutive checkpoints,
-/// `sum over c of |a_c - a_(c-1)|`, is among the largest `share` of all, ascending. Equal ones go by their index, and a share
-/// above 0 picks one unit at least.
+/// The most sensitive units of a layer: those whose total absolute change over consecutive checkpoints times their variance over
+/// them, `sum over c of |a_c - a_(c-1)| * var(a)`, is among the largest `share` of all, ascending. Equal ones go by their index,
+/// and a share above 0 picks one unit at least.
 ///
 /// `activations` is `[checkpoints][units]`, each entry a mean over a fixed probe set. The selection rule of sensitivity dropout
-/// (SenD, Mohammadzadeh et al., arXiv 2410.15460), which drops these units until the next checkpoint; the formula follows the
-/// paper's description, as the text itself could not be read.
+/// (SenD, Mohammadzadeh et al., arXiv 2410.15460, B092) in the released code; it drops these units until the next choice.
 ///
 /// # Errors
 /// Fewer than two checkpoints, checkpoints of different widths, values that are not finite, or a share outside 0..=1.
@@ -25,7 +24,7 @@ pub fn sensitive(activations: &[Vec<f64>], share: f64) -> Result<Vec<usize>, Err
         let value = activations.len() as f64;
         return Err(Error::Argument { name: "checkpoints", value, expected: "at least 2" });
     }
-    let change = changes(activations)?;
+    let change = sensitivities(activations)?;
     let count = (share * change.len() as f64).ceil() as usize;
     let mut order: Vec<usize> = (0..change.len()).collect();
     order.sort_by(|a, b| change[*b].total_cmp(&change[*a]).then(a.cmp(b)));
@@ -34,7 +33,7 @@ pub fn sensitive(activations: &[Vec<f64>], share: f64) -> Result<Vec<usize>, Err
     Ok(order)
 }
 
-fn changes(activations: &[Vec<f64>]) -> Result<Vec<f64>, Error> {
+fn sensitivities(activations: &[Vec<f64>]) -> Result<Vec<f64>, Error> {
     let expected = activations[0].len();
     for units in activations {
         if units.len() != expected {
@@ -44,8 +43,14 @@ fn changes(activations: &[Vec<f64>]) -> Result<Vec<f64>, Error> {
             return Err(Error::NotFinite { name: "activations", row, value: units[row] });
         }
     }
-    let total = |unit: usize| activations.windows(2).map(|pair| (pair[1][unit] - pair[0][unit]).abs()).sum();
-    Ok((0..expected).map(total).collect())
+    let n = activations.len() as f64;
+    let of = |unit: usize| {
+        let values = || activations.iter().map(|units| units[unit]);
+        let mean = values().sum::<f64>() / n;
+        let variance = values().map(|a| (a - mean).powi(2)).sum::<f64>() / n;
+        variance * activations.windows(2).map(|pair| (pair[1][unit] - pair[0][unit]).abs()).sum::<f64>()
+    };
+    Ok((0..expected).map(of).collect())
 }
 
 #[cfg(test)]
@@ -63,6 +68,16 @@ mod tests {
     fn movement_there_and_back_counts() {
         let probe = [vec![0.0, 0.0], vec![5.0, 1.0], vec![0.0, 2.0]];
         assert_eq!(sensitive(&probe, 0.5).unwrap(), [0]);
+    }
+
+    /// 0, 3, 0: change 6, variance 2, so 12; 0, 4, 4: change 4, variance 32 / 9, so 14.2; 0, 2, 4: 4 * 8 / 3 = 10.7.
+    #[test]
+    fn by_hand() {
+        let probe = [vec![0.0, 0.0, 0.0], vec![3.0, 4.0, 2.0], vec![0.0, 4.0, 4.0]];
+        let expected = [12.0, 4.0 * 32.0 / 9.0, 4.0 * 8.0 / 3.0];
+        let got = sensitivities(&probe).unwrap();
+        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{got:?}");
+        assert_eq!(sensitive(&probe, 0.3).unwrap(), [1]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{Coupling, Error, Needs, Problem, TokenObjective, TokenTerm, TokenVal
 
 /// `x = objective + sum(weight * term)`, summed with the weights of [`Weighting`](crate::Weighting).
 ///
-/// Alone: NLL, DFT and their kin. Together: ASFT is `dft` with a `reference_kl` term of weight 0.1, SFT with a KL penalty `nll`
+/// Alone: NLL, DFT and their kin. Together: ASFT is `dft` with a `vocabulary_kl` term of weight 0.1, SFT with a KL penalty `nll`
 /// with the same term.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -40,6 +40,8 @@ pub struct SupervisedRows<'a> {
     pub entropy: Option<&'a [f64]>,
     /// Means of the log-probs of the whole vocabulary.
     pub mean_logp: Option<&'a [f64]>,
+    /// KL divergences of the reference's distributions to these, over the vocabulary.
+    pub kl_ref: Option<&'a [f64]>,
     /// Weights of the step. A token of weight 0 is not there: it enters no term and no coefficient.
     pub weight: &'a [f64],
     /// Lengths of the sequences, in order, adding up to M. Not read when the coupling is [`Coupling::Token`].
@@ -57,6 +59,8 @@ pub struct SupervisedTerms {
     pub d_entropy: Option<Vec<f64>>,
     /// d(loss)/d(mean_logp) `[M]`; `None` when no term reads it.
     pub d_mean_logp: Option<Vec<f64>>,
+    /// d(loss)/d(kl_ref) `[M]`; `None` when no term reads it.
+    pub d_kl_ref: Option<Vec<f64>>,
     /// Each term's own `sum(weight * x)`, before its coefficient.
     pub parts: Vec<f64>,
 }
@@ -116,6 +120,7 @@ impl SupervisedObjective {
             d_logp: zeros(),
             d_entropy: needs.contains(Needs::ENTROPY).then(zeros),
             d_mean_logp: needs.contains(Needs::MEAN_LOGP).then(zeros),
+            d_kl_ref: needs.contains(Needs::KL_REF).then(zeros),
             ..SupervisedTerms::default()
         };
         for (coefficient, objective) in self.weighted() {
@@ -138,6 +143,7 @@ impl SupervisedObjective {
                 (Needs::LOGP_REF, "logp_ref", rows.logp_ref),
                 (Needs::ENTROPY, "entropy", rows.entropy),
                 (Needs::MEAN_LOGP, "mean_logp", rows.mean_logp),
+                (Needs::KL_REF, "kl_ref", rows.kl_ref),
             ];
             if let Some((_, name, _)) = given.iter().find(|(n, _, v)| objective.needs().contains(*n) && v.is_none()) {
                 return Err(Error::Missing { name, part: objective.name() });
@@ -150,6 +156,7 @@ impl SupervisedObjective {
             ("logp_ref", rows.logp_ref),
             ("entropy", rows.entropy),
             ("mean_logp", rows.mean_logp),
+            ("kl_ref", rows.kl_ref),
         ];
         for (name, values) in arrays.into_iter().filter_map(|(name, values)| Some((name, values?))) {
             if values.len() != expected {
@@ -173,16 +180,19 @@ fn token_part(objective: &TokenObjective, coefficient: f64, rows: &SupervisedRow
     let at = |values: Option<&[f64]>, row: usize| values.map_or(0.0, |v| v[row]);
     let mut part = 0.0;
     for row in (0..rows.logp.len()).filter(|row| rows.weight[*row] != 0.0) {
-        let TokenTerm { x, d_logp, d_entropy, d_mean_logp } = objective.term(&TokenValues {
+        let TokenTerm { x, d_logp, d_entropy, d_mean_logp, d_kl_ref } = objective.term(&TokenValues {
             logp: rows.logp[row],
             logp_ref: at(rows.logp_ref, row),
             entropy: at(rows.entropy, row),
             mean_logp: at(rows.mean_logp, row),
+            kl_ref: at(rows.kl_ref, row),
         });
         let weight = rows.weight[row];
         part += weight * x;
         terms.d_logp[row] += coefficient * weight * d_logp;
-        for (d, slope) in [(&mut terms.d_entropy, d_entropy), (&mut terms.d_mean_logp, d_mean_logp)] {
+        for (d, slope) in
+            [(&mut terms.d_entropy, d_entropy), (&mut terms.d_mean_logp, d_mean_logp), (&mut terms.d_kl_ref, d_kl_ref)]
+        {
             if let Some(d) = d {
                 d[row] += coefficient * weight * slope;
             }

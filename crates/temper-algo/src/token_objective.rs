@@ -66,8 +66,7 @@ pub enum TokenObjective {
     },
     /// `x = kl(u)`: an estimate of the KL divergence between policy and reference at the given token alone. As data comes from
     /// neither, k1 is NLL up to a constant and no estimator is unbiased: k2 and k3 are penalties that vanish where policy and
-    /// reference agree. Use it as a further term: with `dft` it anchors (ASFT, arXiv 2509.23753, whose released code sums the
-    /// KL of the reference to the policy over the whole vocabulary).
+    /// reference agree. Use it as a further term: a cheap anchor; `vocabulary_kl` is the exact one.
     ReferenceKl {
         /// The estimator (default k3).
         #[serde(default)]
@@ -106,6 +105,10 @@ pub enum TokenObjective {
         #[serde(default)]
         detach: bool,
     },
+    /// `x = KL(reference || policy)` over the whole vocabulary at the token's place: the anchor of ASFT, arXiv 2509.23753, as its paper and
+    /// its released code have it (there `F.kl_div(log_softmax(policy), softmax(reference))`, weight 0.1 with `dft`). It reads the
+    /// reference's hidden rows and head, and costs one more product with a head.
+    VocabularyKl {},
     /// `x = -H`: a bonus for uncertainty, as a further term.
     EntropyBonus {},
 }
@@ -140,6 +143,8 @@ pub struct TokenValues {
     pub entropy: f64,
     /// Mean of the log-probs of all V tokens.
     pub mean_logp: f64,
+    /// KL of the reference's distribution to this one.
+    pub kl_ref: f64,
 }
 
 /// Value and derivatives of one token's term.
@@ -153,6 +158,8 @@ pub struct TokenTerm {
     pub d_entropy: f64,
     /// dx/d(mean_logp).
     pub d_mean_logp: f64,
+    /// dx/d(kl_ref).
+    pub d_kl_ref: f64,
 }
 
 impl TokenTerm {
@@ -173,7 +180,7 @@ impl TokenObjective {
     /// assert_eq!((term.x, term.d_logp), (0.5, -0.5));
     /// ```
     pub fn term(&self, at: &TokenValues) -> TokenTerm {
-        let TokenValues { logp, logp_ref, entropy, mean_logp } = *at;
+        let TokenValues { logp, logp_ref, entropy, mean_logp, kl_ref } = *at;
         match *self {
             Self::Nll {} | Self::Ift { .. } => TokenTerm::nll(1.0, logp),
             Self::LabelSmoothing { eps } => probability::label_smoothing(eps, logp, mean_logp),
@@ -185,6 +192,7 @@ impl TokenObjective {
             Self::ReferenceKl { estimator, direction } => reference::kl(estimator, direction, logp, logp_ref),
             Self::ReferenceWeighted { beta } => TokenTerm::nll(reference::minor(beta, logp - logp_ref), logp),
             Self::FDivergence { divergence, beta } => divergence.term(beta, logp - logp_ref),
+            Self::VocabularyKl {} => TokenTerm { x: kl_ref, d_kl_ref: 1.0, ..TokenTerm::default() },
             Self::EntropyBonus {} => TokenTerm { x: -entropy, d_entropy: -1.0, ..TokenTerm::default() },
         }
     }
@@ -212,6 +220,7 @@ impl TokenObjective {
             Self::ReferenceWeighted { .. } => "reference_weighted",
             Self::FDivergence { .. } => "f_divergence",
             Self::Ift { .. } => "ift",
+            Self::VocabularyKl {} => "vocabulary_kl",
             Self::EntropyBonus {} => "entropy_bonus",
         }
     }
@@ -228,6 +237,8 @@ impl TokenObjective {
             Self::LabelSmoothing { .. } => Needs::MEAN_LOGP,
             Self::Eaft { .. } | Self::EntropyBonus {} => Needs::ENTROPY,
             Self::ReferenceKl { .. } | Self::ReferenceWeighted { .. } | Self::FDivergence { .. } => Needs::LOGP_REF,
+            // The reference role is there for its log-probs too.
+            Self::VocabularyKl {} => Needs::LOGP_REF | Needs::KL_REF,
         }
     }
 
@@ -239,7 +250,12 @@ impl TokenObjective {
     /// Settings that make no sense.
     pub fn check(&self) -> Vec<Problem> {
         match *self {
-            Self::Nll {} | Self::Dft {} | Self::Chord {} | Self::ReferenceKl { .. } | Self::EntropyBonus {} => vec![],
+            Self::Nll {}
+            | Self::Dft {}
+            | Self::Chord {}
+            | Self::ReferenceKl { .. }
+            | Self::VocabularyKl {}
+            | Self::EntropyBonus {} => vec![],
             Self::LabelSmoothing { eps } => {
                 expect(eps > 0.0 && eps <= 1.0, "eps", eps, "above 0 and at most 1", "use `nll` for none")
             }
@@ -275,7 +291,7 @@ mod tests {
     use super::*;
 
     fn at(p: f64) -> TokenValues {
-        TokenValues { logp: p.ln(), logp_ref: 0.25f64.ln(), entropy: 1.5, mean_logp: -4.0 }
+        TokenValues { logp: p.ln(), logp_ref: 0.25f64.ln(), entropy: 1.5, mean_logp: -4.0, kl_ref: 0.5 }
     }
 
     fn close(term: TokenTerm, x: f64, d_logp: f64) {

@@ -30,6 +30,9 @@ pub enum Weighting {
     },
     /// `1 / groups * e m / sum_in_group(e m)`: every group counts the same, and every token within it.
     Group {},
+    /// `1 / groups * e m`: the tokens of a group are summed, groups averaged: log-probs of whole completions, a mean over prompts (TRICE,
+    /// arXiv 2312.02179).
+    GroupSum {},
 }
 
 impl Default for Weighting {
@@ -95,6 +98,10 @@ impl Weighting {
                 step.iter().map(|s| share(share(s.weight, f64::from(tokens)), examples)).collect()
             }
             Self::Group {} => group_scales(step),
+            Self::GroupSum {} => {
+                let groups = step.iter().map(|s| s.group).collect::<std::collections::BTreeSet<_>>().len() as f64;
+                step.iter().map(|s| share(s.weight, groups)).collect()
+            }
         }
     }
 
@@ -111,7 +118,8 @@ impl Weighting {
             | Self::Sequence {}
             | Self::SequenceSum {}
             | Self::Sum {}
-            | Self::Group {} => vec![],
+            | Self::Group {}
+            | Self::GroupSum {} => vec![],
         }
     }
 }

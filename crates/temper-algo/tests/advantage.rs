@@ -141,7 +141,9 @@ fn constant_groups_give_exact_zeros_where_claimed() {
             | Advantage::MaxRl {}
             | Advantage::PassAtK { .. }
             | Advantage::GrpoPassk { .. }
-            | Advantage::Process { .. } => true,
+            | Advantage::Process { .. }
+            // None of these rewards is right.
+            | Advantage::Trice { .. } => true,
             // Equal groups have round means of 0, up to rounding.
             Advantage::Rloo { whiten: Whiten::Rollout } => zeros,
             // Whitened over the round, compared with a greedy rollout, a constant, values, quantiles; or a choice of the best.
@@ -191,7 +193,8 @@ fn a_shift_of_all_rewards_changes_nothing_where_claimed() {
             | Advantage::PassAtK { .. }
             | Advantage::Returns { .. }
             | Advantage::Gae { .. }
-            | Advantage::Process { .. } => false,
+            | Advantage::Process { .. }
+            | Advantage::Trice { .. } => false,
         };
         assert_eq!(same, claimed, "{advantage:?}");
     }
@@ -252,6 +255,7 @@ fn options_have_an_effect() {
     differ(Advantage::GrpoPassk { scale: true, eps: 0.0 }, Advantage::GrpoPassk { scale: true, eps: 0.1 });
     differ(Advantage::GrpoPassk { scale: true, eps: 0.0 }, Advantage::GrpoPassk { scale: false, eps: 0.0 });
     differ(Advantage::BestOf { keep: 1 }, Advantage::BestOf { keep: 2 });
+    differ(Advantage::Trice { threshold: 0.5 }, Advantage::Trice { threshold: 1.0 });
     let returns = |baseline, gamma| Advantage::Returns { baseline, gamma };
     differ(returns(0.0, 1.0), returns(0.5, 1.0));
     differ(returns(0.0, 1.0), returns(0.0, 0.5));

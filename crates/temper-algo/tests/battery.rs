@@ -235,6 +235,7 @@ fn weights_average() {
         let total: f64 = weights.iter().flatten().sum();
         let expected = match weighting {
             Weighting::Token {} | Weighting::Sequence {} | Weighting::Group {} => 1.0,
+            Weighting::GroupSum {} => masks.iter().flatten().map(|m| f64::from(*m)).sum::<f64>() / 3.0,
             Weighting::SequenceSum {} => masks.iter().flatten().map(|m| f64::from(*m)).sum::<f64>() / 5.0,
             Weighting::Sum {} => masks.iter().flatten().map(|m| f64::from(*m)).sum(),
             Weighting::Constant { tokens } => {

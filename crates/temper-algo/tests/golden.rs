@@ -146,6 +146,25 @@ fn losses_gradients_and_metrics_agree_with_trl() {
             let got = terms.d_entropy.as_ref().unwrap();
             assert!(got.iter().zip(expected.iter().flatten()).all(|(a, b)| close(*a, *b)), "case {i}: entropy");
         }
+        // What the engine hands over is f32.
+        let narrow = |v: &[f64]| v.iter().map(|x| f64::from(*x as f32)).collect::<Vec<f64>>();
+        let columns = [&logp, &old, &reference, &adv].map(|v| narrow(v));
+        let (entropy, logp_gen) = (entropy.as_deref().map(narrow), logp_gen.as_deref().map(narrow));
+        let rows = Rows {
+            logp: &columns[0],
+            logp_old: Some(&columns[1]),
+            logp_ref: Some(&columns[2]),
+            adv: &columns[3],
+            entropy: entropy.as_deref(),
+            logp_gen: logp_gen.as_deref(),
+            ..rows
+        };
+        let rounded = objective.token_terms(&rows).unwrap();
+        let size = |d: &mut dyn Iterator<Item = f64>| d.map(|d| d * d).sum::<f64>().sqrt();
+        let expected = || c.d_logp.iter().flatten();
+        let error = size(&mut rounded.d_logp.iter().zip(expected()).map(|(a, b)| a - b));
+        assert!(error <= 1e-5 * size(&mut expected().copied()), "case {i} {}: {error:e} in f32", c.loss_type);
+        assert!((rounded.loss - c.loss).abs() <= 1e-5 * c.loss.abs().max(0.1), "case {i}: {} in f32", rounded.loss);
         let entries: std::collections::BTreeMap<_, _> = terms.metrics.entries().into_iter().collect();
         // TRL counts sequences at the sequence level and also empty ones; we count tokens throughout.
         let token_level = c.level == "token" && c.loss_type != "cispo";

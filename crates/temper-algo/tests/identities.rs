@@ -170,6 +170,41 @@ fn copg_on_policy_is_the_policy_gradient() {
     }
 }
 
+/// TRICE over all proposals for three prompts whose memories are given: the control variate has mean zero, so the mean gradient is that of
+/// the memories after the move; and where every answer is right there is no gradient whatever was proposed.
+#[test]
+fn trices_control_variate_has_mean_zero_and_takes_all_variance() {
+    let logp = log_softmax(&LOGITS);
+    let gradient = |proposals: [usize; 3], right: [bool; 4], memory: [usize; 3]| {
+        let rewards = proposals.map(|z| if right[z] { vec![1.0] } else { vec![0.0, 1.0] });
+        let groups: Vec<GroupRewards> = rewards.iter().map(|r| GroupRewards::new(r)).collect();
+        let round = Round { groups: &groups, ..Round::default() };
+        let RoundAdvantages::Rollouts(adv) = Advantage::Trice { threshold: 0.5 }.advantages(&round).unwrap() else {
+            panic!("one coefficient a rollout")
+        };
+        let (mut d, mut moved) = (vec![0.0; 4], [0.0; 4]);
+        for m in 0..3 {
+            d[proposals[m]] -= adv[m][0];
+            if let Some(kept) = adv[m].get(1) {
+                d[memory[m]] -= kept;
+            }
+            moved[if right[proposals[m]] { proposals[m] } else { memory[m] }] -= 1.0;
+        }
+        (to_logits(&logp, &d), to_logits(&logp, &moved))
+    };
+    let (mut mean, mut expected) = ([0.0; 4], [0.0; 4]);
+    for code in 0..64usize {
+        let proposals = [code % 4, code / 4 % 4, code / 16];
+        let probability = proposals.iter().map(|z| logp[*z]).sum::<f64>().exp();
+        let (got, moved) = gradient(proposals, [true, false, false, true], [0, 3, 3]);
+        mean.iter_mut().zip(got).for_each(|(m, g)| *m += probability * g);
+        expected.iter_mut().zip(moved).for_each(|(m, g)| *m += probability * g);
+        let (solved, _) = gradient(proposals, [true; 4], [0, 3, 3]);
+        assert!(solved.iter().all(|d| *d == 0.0), "{proposals:?}: {solved:?}");
+    }
+    close(&mean, &expected, 1e-14);
+}
+
 /// OSFT: likelihood of samples of the policy itself has mean gradient zero at equal temperatures, and sharpens when the
 /// samples are colder.
 #[test]

@@ -264,6 +264,7 @@ fn nested(weighting: Weighting, groups: &[Vec<Vec<f64>>]) -> f64 {
             mean(&sequences.iter().map(|s| s.iter().sum::<f64>() / f64::from(tokens)).collect::<Vec<_>>())
         }
         Weighting::Group {} => mean(&groups.iter().map(|g| mean(&g.concat())).collect::<Vec<_>>()),
+        Weighting::GroupSum {} => mean(&groups.iter().map(|g| g.concat().iter().sum()).collect::<Vec<_>>()),
     }
 }
 

@@ -12,7 +12,7 @@ use temper_algo::{
 
 const STEP: f64 = 1e-6;
 
-/// A random ragged step; `adv` stands in for the mean log-prob of the vocabulary.
+/// A random ragged step; `adv` stands in for the mean log-prob of the vocabulary, `success` for the KL to the reference over it.
 struct Step(Case);
 
 impl Step {
@@ -28,6 +28,7 @@ impl Step {
             logp_ref: Some(&self.0.logp_ref[rows.clone()]),
             entropy: Some(&self.0.entropy[rows.clone()]),
             mean_logp: Some(&self.0.adv[rows.clone()]),
+            kl_ref: Some(&self.0.success[rows.clone()]),
             weight: &self.0.weight[rows],
             sequences: &[],
         }
@@ -54,6 +55,7 @@ fn every_supervised() -> Vec<SupervisedObjective> {
             term(0.3, TokenObjective::ReferenceKl { estimator: KlEstimator::K3 {}, direction: Direction::Reverse }),
             term(0.2, TokenObjective::LabelSmoothing { eps: 0.2 }),
             term(0.1, TokenObjective::EntropyBonus {}),
+            term(0.4, TokenObjective::VocabularyKl {}),
             term(0.5, TokenObjective::Ift { gamma: 0.8, detach: false }),
         ],
     });
@@ -75,6 +77,7 @@ fn detached(objective: &TokenObjective) -> bool {
         | TokenObjective::ReferenceKl { .. }
         | TokenObjective::FDivergence { .. }
         | TokenObjective::Ift { .. }
+        | TokenObjective::VocabularyKl {}
         | TokenObjective::EntropyBonus {} => false,
     }
 }
@@ -91,6 +94,7 @@ fn derivatives_agree_with_finite_differences() {
                 (terms.d_logp[row], loss(&|c| c.logp[row] += STEP) - loss(&|c| c.logp[row] -= STEP)),
                 (of(&terms.d_entropy), loss(&|c| c.entropy[row] += STEP) - loss(&|c| c.entropy[row] -= STEP)),
                 (of(&terms.d_mean_logp), loss(&|c| c.adv[row] += STEP) - loss(&|c| c.adv[row] -= STEP)),
+                (of(&terms.d_kl_ref), loss(&|c| c.success[row] += STEP) - loss(&|c| c.success[row] -= STEP)),
             ];
             if detached(&objective.objective) {
                 // Coefficient times NLL: the slope is what x is to logp.
@@ -100,7 +104,7 @@ fn derivatives_agree_with_finite_differences() {
                 assert!(terms.d_entropy.is_none_or(|d| d[row] == 0.0));
                 break;
             }
-            for (name, (slope, numeric)) in ["logp", "entropy", "mean_logp"].into_iter().zip(slopes) {
+            for (name, (slope, numeric)) in ["logp", "entropy", "mean_logp", "kl_ref"].into_iter().zip(slopes) {
                 let numeric = numeric / (2.0 * STEP);
                 assert!((slope - numeric).abs() < 1e-7, "{objective:?} {name} row {row}: {slope} {numeric}");
             }
@@ -110,7 +114,8 @@ fn derivatives_agree_with_finite_differences() {
 
 fn values(step: &Step, row: usize) -> TokenValues {
     let c = &step.0;
-    TokenValues { logp: c.logp[row], logp_ref: c.logp_ref[row], entropy: c.entropy[row], mean_logp: c.adv[row] }
+    let (logp, logp_ref, entropy) = (c.logp[row], c.logp_ref[row], c.entropy[row]);
+    TokenValues { logp, logp_ref, entropy, mean_logp: c.adv[row], kl_ref: c.success[row] }
 }
 
 /// A detached coefficient is known from the value: loss is coefficient times NLL, so `sum(logp * d_logp)` is the loss.
@@ -150,7 +155,7 @@ fn masked_tokens_contribute_exactly_nothing() {
         let terms = objective.token_terms(&step.rows()).unwrap();
         let poisoned = step.changed(|c| {
             for row in (0..c.logp.len()).filter(|row| c.weight[*row] == 0.0).collect::<Vec<_>>() {
-                for values in [&mut c.logp, &mut c.logp_ref, &mut c.entropy, &mut c.adv] {
+                for values in [&mut c.logp, &mut c.logp_ref, &mut c.entropy, &mut c.adv, &mut c.success] {
                     values[row] = f64::NAN;
                 }
             }
@@ -195,6 +200,7 @@ fn missing_and_broken_inputs_are_named() {
             (Needs::LOGP_REF, "logp_ref", SupervisedRows { logp_ref: None, ..all }),
             (Needs::ENTROPY, "entropy", SupervisedRows { entropy: None, ..all }),
             (Needs::MEAN_LOGP, "mean_logp", SupervisedRows { mean_logp: None, ..all }),
+            (Needs::KL_REF, "kl_ref", SupervisedRows { kl_ref: None, ..all }),
         ];
         for (need, name, rows) in without {
             let got = objective.token_terms(&rows);
@@ -222,6 +228,7 @@ fn empty_input_is_nothing() {
             logp_ref: Some(none),
             entropy: Some(none),
             mean_logp: Some(none),
+            kl_ref: Some(none),
             ..SupervisedRows::default()
         };
         assert_eq!(objective.token_terms(&rows).unwrap().loss, 0.0);
@@ -401,6 +408,7 @@ mod transcription {
                 let share = |i: usize| charge(i) * rows.len() as f64 / total;
                 rows.iter().enumerate().map(|(i, t)| c.weight[*t] * share(i) * -c.logp[*t]).sum()
             }
+            TokenObjective::VocabularyKl {} => sum(&|t| c.success[t]),
             TokenObjective::EntropyBonus {} => sum(&|t| -c.entropy[t]),
         }
     }

@@ -298,19 +298,9 @@ fn unrenderable(error: Error) -> Cause {
     }
 }
 
-/// A text with BOS, if the tokenizer puts it there, and the end token; all of it is trained on.
+/// A text with BOS, if the tokenizer puts it there; all of it is trained on.
 fn encode_text(tokenizer: &Tokenizer, text: &str) -> Result<Encoded, Cause> {
-    let mut ids = tokenizer.encode_with_bos(text).map_err(|e| Cause::BadRow(e.to_string()))?;
-    let end = tokenizer.eos_ids().first();
-    ids.extend(end);
-    let weights = vec![1.0; ids.len()];
-    Ok(Encoded {
-        ids,
-        weights,
-        end_added: end.is_some(),
-        endless_turns: usize::from(end.is_none()),
-        ..Encoded::default()
-    })
+    Ok(ended(tokenizer, tokenizer.encode_with_bos(text).map_err(|e| Cause::BadRow(e.to_string()))?, 0))
 }
 
 fn encode_completion(
@@ -325,21 +315,19 @@ fn encode_completion(
     let text = format!("{prompt}{completion}");
     let pieces = Pieces::new(tokenizer, &text, &[prompt.len()]).map_err(|e| Cause::BadRow(e.to_string()))?;
     let mut ids: Vec<u32> = tokenizer.leading_bos().into_iter().collect();
-    let first = ids.len() + pieces.turns[0];
+    let prompt = ids.len() + pieces.turns[0];
     ids.extend(pieces.ids);
+    Ok(ended(tokenizer, ids, if mask == MaskPolicy::Response { prompt } else { 0 }))
+}
+
+/// A row with the end token behind it, where the tokenizer has one; all is trained on but the first `read` tokens.
+fn ended(tokenizer: &Tokenizer, mut ids: Vec<u32>, read: usize) -> Encoded {
     let end = tokenizer.eos_ids().first();
     ids.extend(end);
     let mut weights = vec![1.0; ids.len()];
-    if mask == MaskPolicy::Response {
-        weights[..first].fill(0.0);
-    }
-    Ok(Encoded {
-        ids,
-        weights,
-        end_added: end.is_some(),
-        endless_turns: usize::from(end.is_none()),
-        ..Encoded::default()
-    })
+    weights[..read].fill(0.0);
+    let (end_added, endless_turns) = (end.is_some(), usize::from(end.is_none()));
+    Encoded { ids, weights, end_added, endless_turns, ..Encoded::default() }
 }
 
 /// A task as a conversation that ends with its answer.

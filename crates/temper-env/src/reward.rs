@@ -2,6 +2,7 @@
 
 mod command;
 mod group;
+mod phrases;
 
 use std::collections::BTreeSet;
 
@@ -80,6 +81,18 @@ pub enum RewardKind {
         #[serde(default)]
         unit: LengthUnit,
     },
+    /// How many of the phrases the text has (each counts once, in any case) over `full`, at most 1, less how many different runs of `repeats`
+    /// words come more than once, over all such runs; never below 0. The reasoning pattern reward: Lv et al., arXiv 2505.22653
+    /// (B149), with 40 phrases such as "let me check", 20 and 20 in the released code.
+    Phrases {
+        /// What is looked for.
+        phrases: Vec<String>,
+        /// How many earn the full reward.
+        full: usize,
+        /// Words in a run (default 20).
+        #[serde(default = "twenty")]
+        repeats: usize,
+    },
     /// 1 if the model ended by itself, 0 if it was cut off at `max_tokens` or the end of the context.
     #[serde(deserialize_with = "no_more_keys")]
     NotTruncated,
@@ -111,6 +124,9 @@ pub enum LengthUnit {
 fn command_timeout() -> f64 {
     30.0
 }
+fn twenty() -> usize {
+    20
+}
 
 /// Serde ignores further keys beside a unit variant's tag; an option without effect must be an error.
 fn no_more_keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
@@ -138,6 +154,12 @@ impl RewardPart {
                 "buffer",
                 format!("expected at least 1 for `max` and no more than that for `buffer`, found {max} and {buffer}"),
             ),
+            RewardKind::Phrases { phrases, .. } if phrases.is_empty() || phrases.iter().any(String::is_empty) => {
+                no("phrases", "expected at least one, none of them empty".into())
+            }
+            RewardKind::Phrases { full: 0, .. } | RewardKind::Phrases { repeats: 0, .. } => {
+                no("full", "expected at least 1 for `full` and for `repeats`".into())
+            }
             RewardKind::TargetLength { target: 0, .. } => no("target", "expected at least 1, found 0".into()),
             RewardKind::Command { command, .. } if command.first().is_none_or(String::is_empty) => {
                 no("command", "name a program, such as [\"python3\", \"reward.py\"]".into())
@@ -240,6 +262,9 @@ fn mark(kind: &RewardKind, transcript: &Transcript) -> Result<Mark, Error> {
         RewardKind::TargetLength { target, unit } => {
             let (length, target) = (length(transcript, *unit) as f64, *target as f64);
             Mark::of(-((length - target).abs() / target).min(1.0))
+        }
+        RewardKind::Phrases { phrases, full, repeats } => {
+            Mark::of(phrases::pattern(transcript.text, phrases, *full, *repeats))
         }
         RewardKind::NotTruncated => Mark::yes(!transcript.truncated),
         RewardKind::Command { .. } => Mark::of(0.0),

@@ -3,7 +3,7 @@
 use crate::batch::{Batch, ScoredSequence};
 use crate::error::Result;
 use crate::model::{Attend, Model, Weights};
-use temper_tensor::{HeadSpec, HeadTerms, Ops, Tape};
+use temper_tensor::{HeadSpec, HeadTerms, Ops, Tape, Tensor};
 
 /// Log-probabilities of one sequence's scored tokens.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -27,6 +27,15 @@ impl Model {
         let tape = Tape::new(ops, &self.params, false);
         let hidden = self.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
         Ok(ops.to_host(tape.gather_rows(&hidden, &batch.src)?.tensor())?)
+    }
+
+    /// The same rows on the device, of the model as it is or with its adapter off: what a KL over the vocabulary compares with, beside
+    /// [`Model::head`], which no adapter changes.
+    pub fn scored_rows(&self, ops: &dyn Ops, batch: &Batch, adapter: bool) -> Result<Tensor> {
+        let weights = if adapter { Weights::Whole } else { Weights::Base };
+        let tape = Tape::new(ops, &self.params, false);
+        let hidden = self.hidden_of(weights, &tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
+        Ok(ops.gather_rows(hidden.tensor(), &batch.src)?)
     }
 
     /// What the head says of a batch's scored tokens; no gradient.

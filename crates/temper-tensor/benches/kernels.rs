@@ -72,7 +72,7 @@ fn head(c: &mut Criterion) {
     for (name, w) in [("f32", f32.clone()), ("bf16", f32.in_bf16())] {
         group.throughput(Throughput::Elements((2 * m * v * k) as u64));
         let id = BenchmarkId::new("terms", name);
-        group.bench_function(id, |b| b.iter(|| black_box(head_terms(&hidden, m, &w, &targets, &spec))));
+        group.bench_function(id, |b| b.iter(|| black_box(head_terms(&hidden, m, &w, &targets, &spec, None))));
         group.throughput(Throughput::Elements((6 * m * v * k) as u64));
         group.bench_function(BenchmarkId::new("backward", name), |b| {
             b.iter(|| {
@@ -80,7 +80,7 @@ fn head(c: &mut Criterion) {
                     d_logp: vec![-1.0 / m as f32; rows.len()],
                     ..HeadCoef::default()
                 };
-                black_box(head_backward(&hidden, m, &w, &targets, &spec, &mut coef, &mut d_hidden, Some(&mut dw)))
+                black_box(head_backward(&hidden, m, &w, &targets, &spec, None, &mut coef, &mut d_hidden, Some(&mut dw)))
             });
         });
     }

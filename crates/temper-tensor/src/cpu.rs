@@ -11,7 +11,7 @@ use checks::{count, ids_below, same_shape, shape};
 use crate::attention;
 use crate::buf::{self, Buf};
 use crate::error::{Error, Result};
-use crate::head::{self, HeadCoef, HeadSpec, HeadTerms};
+use crate::head::{self, HeadCoef, HeadSpec, HeadTerms, OtherHead};
 use crate::isa::{dot, isa};
 use crate::kernels::dropout::{self, Dropout};
 use crate::kernels::{adamw, elementwise, embed, glu, norm, rope};
@@ -49,6 +49,10 @@ fn uploaded(rows: usize, cols: usize, values: &[f32]) -> Tensor {
 /// Values of some rows.
 fn part<'t>(t: &'t Tensor, rows: &Range<usize>) -> &'t [f32] {
     &t.host()[rows.start * t.cols..rows.end * t.cols]
+}
+
+fn other_head<'a>(other: Option<(&'a Tensor, &'a Weight)>) -> Option<OtherHead<'a>> {
+    other.map(|(hidden, w)| OtherHead { hidden: hidden.host(), w })
 }
 
 impl Ops for Cpu {
@@ -245,17 +249,25 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn head_terms(&self, hidden: &Tensor, w: &Weight, targets: &[u32], spec: &HeadSpec) -> Result<HeadTerms> {
-        same_shape("head_terms", "hidden", hidden, (hidden.rows, w.k()))?;
-        head::head_terms(hidden.host(), hidden.rows, w, targets, spec)
-    }
-
-    fn head_backward(
+    fn head_terms_to(
         &self,
         hidden: &Tensor,
         w: &Weight,
         targets: &[u32],
         spec: &HeadSpec,
+        other: Option<(&Tensor, &Weight)>,
+    ) -> Result<HeadTerms> {
+        same_shape("head_terms", "hidden", hidden, (hidden.rows, w.k()))?;
+        head::head_terms(hidden.host(), hidden.rows, w, targets, spec, other_head(other))
+    }
+
+    fn head_backward_to(
+        &self,
+        hidden: &Tensor,
+        w: &Weight,
+        targets: &[u32],
+        spec: &HeadSpec,
+        other: Option<(&Tensor, &Weight)>,
         coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
         d_hidden: &mut Tensor,
         dw: Option<&mut Grad>,
@@ -263,7 +275,8 @@ impl Ops for Cpu {
         same_shape("head_backward", "hidden", hidden, (hidden.rows, w.k()))?;
         same_shape("head_backward", "d_hidden", d_hidden, hidden.shape())?;
         let dw = dw.map(|g| checks::matrix("head_backward", g, (w.n(), w.k()))).transpose()?;
-        head::head_backward(hidden.host(), hidden.rows, w, targets, spec, coef, d_hidden.host_mut(), dw)
+        let (rows, other) = (hidden.rows, other_head(other));
+        head::head_backward(hidden.host(), rows, w, targets, spec, other, coef, d_hidden.host_mut(), dw)
     }
 
     fn head_logits(&self, hidden: &Tensor, w: &Weight) -> Result<Tensor> {

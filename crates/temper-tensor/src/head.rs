@@ -48,6 +48,15 @@ impl Default for HeadSpec {
     }
 }
 
+/// What another model makes of the same scored rows, its hidden rows and its head: the KL over the vocabulary compares with it.
+#[derive(Debug, Clone, Copy)]
+pub struct OtherHead<'a> {
+    /// Hidden rows `[M, C']`.
+    pub hidden: &'a [f32],
+    /// The head `[V, C']`.
+    pub w: &'a Weight,
+}
+
 /// Values of M scored rows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeadTerms {
@@ -61,6 +70,8 @@ pub struct HeadTerms {
     pub argmax: Option<Vec<u32>>,
     /// Mean of the log-probabilities of all V tokens, `[M]`.
     pub mean_logp: Option<Vec<f32>>,
+    /// KL(other || this) over the vocabulary in nats, `[M]`; there with another head only.
+    pub kl: Option<Vec<f32>>,
 }
 
 /// The loss's derivative with respect to the terms of some rows.
@@ -72,6 +83,8 @@ pub struct HeadCoef {
     pub d_entropy: Option<Vec<f32>>,
     /// With respect to `mean_logp`.
     pub d_mean_logp: Option<Vec<f32>>,
+    /// With respect to `kl`.
+    pub d_kl: Option<Vec<f32>>,
 }
 
 /// `[m, V]` logits of `hidden [m, C]`.
@@ -80,9 +93,16 @@ pub fn head_logits(hidden: &[f32], m: usize, w: &Weight, logits: &mut [f32]) {
 }
 
 /// The terms of all rows; forward only.
-pub fn head_terms(hidden: &[f32], m: usize, w: &Weight, targets: &[u32], spec: &HeadSpec) -> Result<HeadTerms> {
-    let mut all = HeadTerms::empty(spec);
-    for_chunks(hidden, m, w, targets, spec, |_, _, _, _, terms| {
+pub fn head_terms(
+    hidden: &[f32],
+    m: usize,
+    w: &Weight,
+    targets: &[u32],
+    spec: &HeadSpec,
+    other: Option<OtherHead>,
+) -> Result<HeadTerms> {
+    let mut all = HeadTerms::empty(spec, other.is_some());
+    for_chunks(hidden, m, w, targets, spec, other, |_, _, terms| {
         all.append(terms);
         Ok(())
     })?;
@@ -97,19 +117,23 @@ pub fn head_backward(
     w: &Weight,
     targets: &[u32],
     spec: &HeadSpec,
+    other: Option<OtherHead>,
     coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
     d_hidden: &mut [f32],
     mut dw: Option<&mut Panels>,
 ) -> Result<HeadTerms> {
-    let mut all = HeadTerms::empty(spec);
+    let mut all = HeadTerms::empty(spec, other.is_some());
     let (c, v, per_row) = (w.k(), w.n(), spec.targets_per_row);
     check_count("values of d_hidden", d_hidden.len(), m * c)?;
-    for_chunks(hidden, m, w, targets, spec, |rows, logits, stats, targets, terms| {
+    for_chunks(hidden, m, w, targets, spec, other, |rows, chunk, terms| {
+        let Chunk { logits, stats, targets, other } = chunk;
         let coef = coef(rows.clone(), &terms);
         check_count("coefficients of logp", coef.d_logp.len(), rows.len() * per_row)?;
-        for (what, d) in
-            [("coefficients of entropy", &coef.d_entropy), ("coefficients of mean_logp", &coef.d_mean_logp)]
-        {
+        for (what, d) in [
+            ("coefficients of entropy", &coef.d_entropy),
+            ("coefficients of mean_logp", &coef.d_mean_logp),
+            ("coefficients of kl", &coef.d_kl),
+        ] {
             if let Some(d) = d {
                 check_count(what, d.len(), rows.len())?;
             }
@@ -117,9 +141,12 @@ pub fn head_backward(
         par::rows1(rows.len(), (logits, v), |part, logits| {
             for (r, row) in part.zip(logits.chunks_exact_mut(v)) {
                 let of = |d: &Option<Vec<f32>>| d.as_ref().map_or(0.0, |d| d[r]);
-                let (d_entropy, d_mean) = (of(&coef.d_entropy), of(&coef.d_mean_logp));
+                let (d_entropy, d_mean, d_kl) = (of(&coef.d_entropy), of(&coef.d_mean_logp), of(&coef.d_kl));
                 let span = r * per_row..(r + 1) * per_row;
-                stats[r].gradient(row, &targets[span.clone()], &coef.d_logp[span], d_entropy, d_mean);
+                stats[r].gradient(row, &targets[span.clone()], &coef.d_logp[span], d_entropy, d_mean, d_kl);
+                if let Some((logits, stats)) = other.filter(|_| d_kl != 0.0) {
+                    stats[r].take_off(&logits[r * v..(r + 1) * v], d_kl, row);
+                }
             }
         });
         w.linear_dx(logits, rows.len(), &mut d_hidden[rows.start * c..rows.end * c], false);
@@ -133,11 +160,12 @@ pub fn head_backward(
 }
 
 impl HeadTerms {
-    fn empty(spec: &HeadSpec) -> Self {
+    fn empty(spec: &HeadSpec, other: bool) -> Self {
         Self {
             entropy: spec.entropy.then(Vec::new),
             argmax: spec.argmax.then(Vec::new),
             mean_logp: spec.mean_logp.then(Vec::new),
+            kl: other.then(Vec::new),
             ..Self::default()
         }
     }
@@ -145,7 +173,9 @@ impl HeadTerms {
     fn append(&mut self, chunk: Self) {
         self.logp.extend(chunk.logp);
         self.lse.extend(chunk.lse);
-        for (all, more) in [(&mut self.entropy, chunk.entropy), (&mut self.mean_logp, chunk.mean_logp)] {
+        for (all, more) in
+            [(&mut self.entropy, chunk.entropy), (&mut self.mean_logp, chunk.mean_logp), (&mut self.kl, chunk.kl)]
+        {
             if let (Some(all), Some(more)) = (all, more) {
                 all.extend(more);
             }
@@ -177,29 +207,51 @@ fn check(hidden: &[f32], m: usize, w: &Weight, targets: &[u32], spec: &HeadSpec)
     }
 }
 
-/// Runs `each(rows, logits, row statistics, targets, terms)` for chunks of rows.
+/// Some rows' logits, their normalisation and their targets, and what the other model says of the same rows.
+struct Chunk<'a> {
+    logits: &'a mut [f32],
+    stats: &'a [RowStats],
+    targets: &'a [u32],
+    other: Option<(&'a [f32], &'a [RowStats])>,
+}
+
+/// Runs `each(rows, chunk, terms)` for chunks of rows.
 fn for_chunks(
     hidden: &[f32],
     m: usize,
     w: &Weight,
     targets: &[u32],
     spec: &HeadSpec,
-    mut each: impl FnMut(Range<usize>, &mut [f32], &[RowStats], &[u32], HeadTerms) -> Result<()>,
+    other: Option<OtherHead>,
+    mut each: impl FnMut(Range<usize>, Chunk, HeadTerms) -> Result<()>,
 ) -> Result<()> {
     check(hidden, m, w, targets, spec)?;
-    let (c, v, per_row) = (w.k(), w.n(), spec.targets_per_row);
+    if let Some(other) = &other {
+        check_count("values of the other hidden", other.hidden.len(), m * other.w.k())?;
+        check_count("tokens of the other head", other.w.n(), w.n())?;
+    }
+    let (v, per_row) = (w.n(), spec.targets_per_row);
     let rows = gemm::even_rows(m, (CHUNK_FLOATS / v).max(1));
     // One size of block for every chunk, however many rows there are.
     let most = (CHUNK_FLOATS / v).max(1).min(buf::room(m));
-    let mut logits = Buf::dirty_in(rows.min(m) * v, most * v);
+    let block = || Buf::dirty_in(rows.min(m) * v, most * v);
+    let (mut logits, mut others) = (block(), other.map(|_| block()));
     for start in (0..m).step_by(rows.max(1)) {
         let range = start..(start + rows).min(m);
-        let logits = &mut logits[..range.len() * v];
-        head_logits(&hidden[range.start * c..range.end * c], range.len(), w, logits);
-        let targets = &targets[range.start * per_row..range.end * per_row];
-        let stats = all_stats(logits, v, 1.0 / spec.temperature);
-        let terms = chunk_terms(logits, v, &stats, targets, spec);
-        each(range, logits, &stats, targets, terms)?;
+        let n = range.len() * v;
+        let part = |hidden: &[f32], w: &Weight, logits: &mut [f32]| {
+            head_logits(&hidden[range.start * w.k()..range.end * w.k()], range.len(), w, logits);
+            all_stats(logits, v, 1.0 / spec.temperature)
+        };
+        let stats = part(hidden, w, &mut logits[..n]);
+        let of_other = other.zip(others.as_mut()).map(|(other, logits)| {
+            let stats = part(other.hidden, other.w, &mut logits[..n]);
+            (&logits[..n], stats)
+        });
+        let other = of_other.as_ref().map(|(logits, stats)| (*logits, stats.as_slice()));
+        let (logits, targets) = (&mut logits[..n], &targets[range.start * per_row..range.end * per_row]);
+        let terms = chunk_terms(logits, v, &stats, targets, spec, other);
+        each(range, Chunk { logits, stats: &stats, targets, other }, terms)?;
     }
     Ok(())
 }
@@ -212,7 +264,14 @@ fn all_stats(logits: &[f32], v: usize, inv_temperature: f32) -> Vec<RowStats> {
     logits.par_chunks_exact(v).with_min_len(TASK.div_ceil(v)).map(stats).collect()
 }
 
-fn chunk_terms(logits: &[f32], v: usize, stats: &[RowStats], targets: &[u32], spec: &HeadSpec) -> HeadTerms {
+fn chunk_terms(
+    logits: &[f32],
+    v: usize,
+    stats: &[RowStats],
+    targets: &[u32],
+    spec: &HeadSpec,
+    other: Option<(&[f32], &[RowStats])>,
+) -> HeadTerms {
     let logp = |(i, t): (usize, &u32)| {
         let r = i / spec.targets_per_row;
         stats[r].logp(logits[r * v + *t as usize])
@@ -220,11 +279,16 @@ fn chunk_terms(logits: &[f32], v: usize, stats: &[RowStats], targets: &[u32], sp
     let rows = || logits.par_chunks_exact(v).with_min_len(TASK.div_ceil(v));
     let means = || rows().zip(stats).map(|(row, stats)| stats.mean_logp(row)).collect();
     let most_likely = || rows().map(argmax).collect();
+    let divergences = |(others, of): (&[f32], &[RowStats])| {
+        let row = |r: usize| of[r].kl(&others[r * v..(r + 1) * v], &stats[r], &logits[r * v..(r + 1) * v]);
+        (0..stats.len()).into_par_iter().with_min_len(TASK.div_ceil(v)).map(row).collect()
+    };
     HeadTerms {
         logp: targets.iter().enumerate().map(logp).collect(),
         lse: stats.iter().map(RowStats::lse).collect(),
         entropy: spec.entropy.then(|| stats.iter().map(|s| s.entropy).collect()),
         argmax: spec.argmax.then(most_likely),
         mean_logp: spec.mean_logp.then(means),
+        kl: other.map(divergences),
     }
 }

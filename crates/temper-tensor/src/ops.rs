@@ -317,7 +317,9 @@ pub trait Ops: Send + Sync {
     // The language-model head; see `head_terms`, `head_backward` and `head_logits`.
 
     /// Log-probabilities and what else `spec` asks for, of the scored rows.
-    fn head_terms(&self, hidden: &Tensor, w: &Weight, targets: &[u32], spec: &HeadSpec) -> Result<HeadTerms>;
+    fn head_terms(&self, hidden: &Tensor, w: &Weight, targets: &[u32], spec: &HeadSpec) -> Result<HeadTerms> {
+        self.head_terms_to(hidden, w, targets, spec, None)
+    }
     /// Terms, and the gradient for coefficients that the callback gives chunk by chunk.
     fn head_backward(
         &self,
@@ -325,6 +327,29 @@ pub trait Ops: Send + Sync {
         w: &Weight,
         targets: &[u32],
         spec: &HeadSpec,
+        coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
+        d_hidden: &mut Tensor,
+        dw: Option<&mut Grad>,
+    ) -> Result<HeadTerms> {
+        self.head_backward_to(hidden, w, targets, spec, None, coef, d_hidden, dw)
+    }
+    /// The terms with the KL over the vocabulary from another model's distribution, given by its hidden rows and its head.
+    fn head_terms_to(
+        &self,
+        hidden: &Tensor,
+        w: &Weight,
+        targets: &[u32],
+        spec: &HeadSpec,
+        other: Option<(&Tensor, &Weight)>,
+    ) -> Result<HeadTerms>;
+    /// These terms and the gradient; the other model gets none.
+    fn head_backward_to(
+        &self,
+        hidden: &Tensor,
+        w: &Weight,
+        targets: &[u32],
+        spec: &HeadSpec,
+        other: Option<(&Tensor, &Weight)>,
         coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
         d_hidden: &mut Tensor,
         dw: Option<&mut Grad>,

@@ -2,7 +2,7 @@
 
 use temper_algo::split_seed;
 use temper_model::{Batch, Model};
-use temper_tensor::{Dropout, HeadSpec, HeadTerms, Ops};
+use temper_tensor::{Dropout, HeadSpec, HeadTerms, Ops, Tensor, Weight};
 
 use crate::error::Result;
 use crate::recipe::Adapter;
@@ -26,6 +26,22 @@ impl Reference {
         Ok(match self {
             Self::Model(model) => model.terms(ops, batch, spec)?,
             Self::AdapterOff => policy.base_terms(ops, batch, spec)?,
+        })
+    }
+
+    /// The hidden rows that predict a batch's scored tokens, `[M, C]`.
+    pub fn rows(&self, ops: &dyn Ops, policy: &Model, batch: &Batch) -> Result<Tensor> {
+        Ok(match self {
+            Self::Model(model) => model.scored_rows(ops, batch, true)?,
+            Self::AdapterOff => policy.scored_rows(ops, batch, false)?,
+        })
+    }
+
+    /// Its head; nothing where it is the policy's own, which an adapter leaves as it is.
+    pub fn head(&self) -> Result<Option<&Weight>> {
+        Ok(match self {
+            Self::Model(model) => Some(model.params.matrix("head", model.head())?),
+            Self::AdapterOff => None,
         })
     }
 }

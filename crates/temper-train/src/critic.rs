@@ -62,6 +62,7 @@ impl Critic {
 
 #[cfg(test)]
 mod tests {
+    use temper_format::ArraySource;
     use temper_model::Config;
     use temper_tensor::Cpu;
 
@@ -116,6 +117,49 @@ mod tests {
         assert_eq!(critic.values(&ops, &alone).unwrap(), values[2..5]);
         // The state before the first token of both completions is the prompt.
         assert_eq!(values[0], values[2]);
+    }
+
+    /// PPO's clipped value loss through the value head and the body of a model in PyTorch, in f64 (tests/golden/critic.py).
+    #[test]
+    fn loss_and_gradients_agree_with_pytorch() {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        let ops = Cpu::new();
+        let mut critic = Critic::new(&ops, Model::load(&ops, golden.join("model/short")).unwrap()).unwrap();
+        let file = temper_format::SafetensorsFile::open(golden.join("critic.safetensors")).unwrap();
+        let read = |name: &str| file.read_f32(name).unwrap();
+        let ids = |name: &str| read(name).into_iter().map(|x| x as u32).collect::<Vec<u32>>();
+        critic.learner.model.params.set_values(&ops, critic.head, &read("score.weight")).unwrap();
+        let (prompts, completions) = ([ids("prompt.0"), ids("prompt.1")], [ids("a.0"), ids("b.0"), ids("a.1")]);
+        let groups: [(&[u32], Vec<&[u32]>); 2] =
+            [(&prompts[0], vec![&completions[0], &completions[1]]), (&prompts[1], vec![&completions[2]])];
+        let batch = Batch::groups(&groups).unwrap();
+        let (old, ret) = (read("old"), read("ret"));
+        let objective = temper_algo::Critic { clip: Some(0.2), warmup_steps: 0 };
+        let (mut loss, mut clipped) = (0.0, 0);
+        critic
+            .accumulate(&ops, &batch, false, &mut |values| {
+                let close = values.iter().zip(read("values")).all(|(v, e)| (v - f64::from(e)).abs() < 1e-5);
+                assert!(close && values.len() == old.len(), "{values:?}");
+                let term = |(i, v): (usize, &f64)| {
+                    let term = objective.term(*v, f64::from(old[i]), f64::from(ret[i]));
+                    loss += term.x / values.len() as f64;
+                    clipped += u32::from(term.clipped);
+                    term.d_value / values.len() as f64
+                };
+                values.iter().enumerate().map(term).collect()
+            })
+            .unwrap();
+        assert!((loss - f64::from(read("loss")[0])).abs() < 1e-5 * loss && clipped > 0, "{loss} {clipped}");
+        let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let mut count = 0;
+        for (id, gradient) in critic.learner.grads.iter() {
+            let (name, got) = (&critic.learner.model.params.get(id).name, gradient.values(&ops).unwrap());
+            let expected = read(&format!("grad.{name}"));
+            let error: Vec<f32> = got.iter().zip(&expected).map(|(a, b)| a - b).collect();
+            assert!(norm(&error) < 1e-5 * norm(&expected), "{name}: {:e}", norm(&error) / norm(&expected));
+            count += 1;
+        }
+        assert!(count > 20, "{count}");
     }
 
     /// d(sum c_m v_m)/d(parameter) against central differences, over every parameter of the body and the head.

@@ -4,13 +4,31 @@ use std::ops::Range;
 
 use temper_model::{Attend, Batch, Model};
 use temper_tensor::{
-    AdamState, AdamW, GradSink, Grads, HeadCoef, HeadSpec, HeadTerms, Hooks, Ops, Tape, adamw_step, clip_scale,
-    grad_norm,
+    AdamState, AdamW, GradSink, Grads, HeadCoef, HeadSpec, HeadTerms, Hooks, Ops, Tape, Tensor, Weight, adamw_step,
+    clip_scale, grad_norm,
 };
 
 use crate::error::Result;
 use crate::recipe::{AfterUpdate, GradientTransform, Optimizer};
 use crate::slots::Kept;
+
+/// What is asked of a pass through a model beside the batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// What the head says of the scored tokens.
+    pub spec: &'a HeadSpec,
+    /// What happens at named points of the model, such as noise on the embeddings.
+    pub hooks: &'a Hooks,
+    /// Another model's rows for the same tokens, and its head where it is not the model's own: the head then gives the KL to it.
+    pub other: Option<(&'a Tensor, Option<&'a Weight>)>,
+}
+
+impl<'a> Asked<'a> {
+    /// The other model's rows and head; `own` is the head of the model that is asked.
+    fn other(&self, own: &'a Weight) -> Option<(&'a Tensor, &'a Weight)> {
+        self.other.map(|(rows, head)| (rows, head.unwrap_or(own)))
+    }
+}
 
 /// A model with its gradients and optimiser state.
 #[derive(Debug)]
@@ -82,20 +100,20 @@ impl Learner {
         recompute: bool,
         coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
     ) -> Result<HeadTerms> {
-        self.accumulate_with(ops, batch, spec, recompute, &Hooks::new(), coef)
+        let asked = Asked { spec, hooks: &Hooks::new(), other: None };
+        self.accumulate_with(ops, batch, &asked, recompute, coef)
     }
 
-    /// The same with hooks at named points of the model, such as noise on the embeddings.
+    /// The same with more asked of the pass.
     pub fn accumulate_with(
         &mut self,
         ops: &dyn Ops,
         batch: &Batch,
-        spec: &HeadSpec,
+        asked: &Asked,
         recompute: bool,
-        hooks: &Hooks,
         coef: &mut dyn FnMut(Range<usize>, &HeadTerms) -> HeadCoef,
     ) -> Result<HeadTerms> {
-        let tape = Tape::new(ops, &self.model.params, true).with_hooks(hooks);
+        let tape = Tape::new(ops, &self.model.params, true).with_hooks(asked.hooks);
         let hidden = self.model.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), recompute)?;
         let scored = tape.gather_rows(&hidden, &batch.src)?;
         drop(hidden);
@@ -104,19 +122,20 @@ impl Learner {
         let head = self.model.head();
         let weight = self.model.params.matrix("head", head)?;
         let dw = self.grads.get_mut(head);
-        let terms = ops.head_backward(scored.tensor(), weight, &batch.tgt, spec, coef, &mut d, dw)?;
+        let (spec, other) = (asked.spec, asked.other(weight));
+        let terms = ops.head_backward_to(scored.tensor(), weight, &batch.tgt, spec, other, coef, &mut d, dw)?;
         tape.backward(&scored, d, &mut GradSink::Accumulate(&mut self.grads))?;
         Ok(terms)
     }
 
-    /// What the head says of a batch's scored tokens, with hooks at named points of the model; no gradient.
-    pub fn terms_with(&self, ops: &dyn Ops, batch: &Batch, spec: &HeadSpec, hooks: &Hooks) -> Result<HeadTerms> {
-        let tape = Tape::new(ops, &self.model.params, false).with_hooks(hooks);
+    /// What the head says of a batch's scored tokens; no gradient.
+    pub fn terms_with(&self, ops: &dyn Ops, batch: &Batch, asked: &Asked) -> Result<HeadTerms> {
+        let tape = Tape::new(ops, &self.model.params, false).with_hooks(asked.hooks);
         let hidden = self.model.hidden(&tape, &batch.ids, Attend::Segments(&batch.segments), false)?;
         let scored = tape.gather_rows(&hidden, &batch.src)?;
         drop(hidden);
         let weight = self.model.params.matrix("head", self.model.head())?;
-        Ok(ops.head_terms(scored.tensor(), weight, &batch.tgt, spec)?)
+        Ok(ops.head_terms_to(scored.tensor(), weight, &batch.tgt, asked.spec, asked.other(weight))?)
     }
 
     /// Transforms, clips, updates and clears the gradients, and does what follows. Nothing is updated when the norm is not finite.

@@ -28,6 +28,7 @@ pub mod rollout;
 pub mod run;
 pub mod rundir;
 pub mod sampling;
+pub mod sensitivity;
 mod slots;
 pub mod state;
 mod streams;

@@ -103,6 +103,8 @@ pub const LOST_MASS: &str = "sampling/lost_mass";
 /// Mean of `logp - logp_ref` over the scored tokens of a step whose objective has a reference: how far the model has moved on
 /// the data (MinorSFT's deviation, arXiv 2408.10642).
 pub const REF_LOG_RATIO: &str = "ref_log_ratio";
+/// Share of the units of the last block but one that the step left out (stages with `sensitivity`).
+pub const SENSITIVE: &str = "sensitivity/dropped_ratio";
 /// Mean multiplier of the step's examples, before its update (stages with a `constraint`).
 pub const MULTIPLIER: &str = "constraint/multiplier";
 /// Share of the step's examples whose loss is above the constraint's bound.

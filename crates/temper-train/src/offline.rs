@@ -37,6 +37,7 @@ pub fn rows(ctx: &Context, stage: &OfflineStage, start: &Model) -> Result<Rows> 
 pub fn extra_passes(stage: &OfflineStage) -> Vec<&'static str> {
     let passes = [
         (stage.input.as_ref().is_some_and(|i| i.own_guess.is_some()), "the model's own guesses for the input"),
+        (stage.sensitivity.is_some(), "now and then: the probe of `sensitivity`"),
         (
             stage.transform.iter().any(crate::transform::Transform::asks_model),
             "before training: the data asks the model",
@@ -50,6 +51,7 @@ pub fn extra_passes(stage: &OfflineStage) -> Vec<&'static str> {
 pub(crate) fn loss_passes(loss: &SupervisedObjective) -> Vec<&'static str> {
     let passes = [
         (loss.needs().contains(Needs::LOGP_REF), "log-probabilities of the reference model"),
+        (loss.needs().contains(Needs::KL_REF), "the reference's head for every trained token: KL over the vocabulary"),
         (loss.coupling() > Coupling::Token, "log-probabilities first: a term's coefficients are a whole sequence's"),
     ];
     passes.into_iter().filter(|(there, _)| *there).map(|(_, pass)| pass).collect()
@@ -93,7 +95,8 @@ pub fn run(
         let batch: Vec<&(String, Encoded)> = picked.iter().map(|&i| &rows.rows[i]).collect();
         let multipliers: Option<Vec<f64>> =
             stage.constraint.map(|_| picked.iter().map(|&i| progress.multipliers[i]).collect());
-        let settings = settings(ctx, stage, progress.step);
+        let sensitive = progress.sensitive.clone();
+        let settings = Settings { sensitive: Some(&sensitive), ..settings(ctx, stage, progress.step) };
         let step = Step {
             settings,
             reference: reference.as_deref().filter(|_| loss.needs().contains(Needs::LOGP_REF)),
@@ -141,6 +144,10 @@ pub fn run(
         metrics.knobs(&knobs);
         stage.knobs.observe(&mut progress.knobs, None, metrics.get(names::ENTROPY));
         constrain(stage, progress, &picked, &sums.nll, &mut metrics);
+        if stage.sensitivity.is_some() {
+            metrics.set(names::SENSITIVE, sensitive.dropped_share(&learner.model));
+        }
+        progress.sensitive.after(ctx.ops(), &learner.model, stage, &rows.rows, progress.step)?;
         ctx.log_step(&stage.id, progress.step, total, &metrics, begun.elapsed(), sums.tokens + beside.tokens())?;
 
         let stop = ctx.stop_requested();
@@ -211,6 +218,7 @@ fn settings<'a, 'c: 'a>(ctx: &Context<'c>, stage: &'a OfflineStage, done: usize)
         micro_tokens: stage.micro_tokens,
         recompute: stage.recompute,
         adapter: stage.adapter.as_ref(),
+        sensitive: None,
         seed: ctx.stage_seed(&stage.id),
         index: done as u64,
         round: done,

@@ -13,7 +13,7 @@ mod share;
 mod steps;
 
 use serde::Serialize;
-use temper_algo::Fate;
+use temper_algo::{Fate, Shaped};
 use temper_env::{Task, Verdict};
 use temper_model::{Author, Batch, Reply, Stop};
 
@@ -171,8 +171,8 @@ pub struct Group {
     pub success: f64,
     /// A greedy completion, where a part needs its reward.
     pub greedy: Option<Rollout>,
-    /// Rewards `[G]` after shaping; as scored where nothing shapes them.
-    pub shaped: Vec<f64>,
+    /// Rewards `[G]` and their parts `[G][K]` after shaping; as scored where nothing shapes them.
+    pub shaped: Shaped,
     /// Which completions are trained on `[G]`.
     pub fates: Vec<Fate>,
     /// Advantages of their tokens `[G][T]`; empty for completions that are not trained on.
@@ -182,7 +182,7 @@ pub struct Group {
 impl Group {
     /// A group of which nothing is sampled yet.
     pub fn new(task: Task, prompt: Vec<u32>) -> Self {
-        let (rollouts, shaped, fates, adv) = (vec![], vec![], vec![], vec![]);
+        let (rollouts, shaped, fates, adv) = (vec![], Shaped::default(), vec![], vec![]);
         Self { task, prompt, rollouts, success: 0.0, greedy: None, shaped, fates, adv }
     }
     /// The completions that were sampled in this round.

@@ -12,6 +12,7 @@ use crate::ledger::Ledger;
 use crate::models::Source;
 use crate::recipe::KnobStates;
 use crate::rollout::Answers;
+use crate::sensitivity::Sensitive;
 
 /// Where a stage is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Progress {
     /// Multiplier of each row of an offline stage with a constraint.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub multipliers: Vec<f64>,
+    /// Looks and choice of an offline stage with sensitivity dropout.
+    #[serde(default, skip_serializing_if = "Sensitive::is_empty")]
+    pub sensitive: Sensitive,
     /// Next task of each source of an online stage.
     pub cursors: Vec<u64>,
     /// Tasks left out so far because their prompt was too long.

@@ -6,14 +6,15 @@ use std::ops::Range;
 use temper_algo::{Coupling, Needs, SequenceMask, SupervisedObjective, SupervisedRows, SupervisedTerms, Weighting};
 use temper_data::Encoded;
 use temper_model::{Batch, ScoredSequence};
-use temper_tensor::{HeadCoef, HeadSpec, HeadTerms, Hooks, Ops};
+use temper_tensor::{HeadCoef, HeadSpec, HeadTerms, Hooks, Ops, Tensor};
 
 use crate::adapter::{self, Reference};
 use crate::error::{Error, Result};
 use crate::input;
-use crate::learner::Learner;
+use crate::learner::{Asked, Learner};
 use crate::offline::micro_batches;
 use crate::recipe::Adapter;
+use crate::sensitivity::Sensitive;
 
 /// What a step's tokens added up to.
 #[derive(Debug, Default, Clone)]
@@ -45,6 +46,8 @@ pub(crate) struct Settings<'a> {
     pub micro_tokens: usize,
     pub recompute: bool,
     pub adapter: Option<&'a Adapter>,
+    /// Units that are left out.
+    pub sensitive: Option<&'a Sensitive>,
     /// Seed of what is random in the step.
     pub seed: u64,
     /// Number of the optimiser step: its randomness.
@@ -86,6 +89,19 @@ impl Step<'_> {
         finite("loss", sums.loss, self.settings.stage, self.settings.round, rows)?;
         Ok(sums)
     }
+
+    /// Log-probs of the scored tokens under the reference, and its hidden rows where a term reads its whole distributions.
+    fn of_reference(&self, learner: &Learner, batch: &Batch) -> Result<(Option<Vec<f64>>, Option<Tensor>)> {
+        let (ops, policy, spec) = (self.settings.ops, &learner.model, HeadSpec::default());
+        let Some(reference) = self.reference.filter(|_| batch.scored() > 0) else { return Ok((None, None)) };
+        if !self.loss.needs().contains(Needs::KL_REF) {
+            return Ok((Some(wide(&reference.terms(ops, policy, batch, &spec)?.logp)), None));
+        }
+        let rows = reference.rows(ops, policy, batch)?;
+        let own = policy.params.matrix("head", policy.head())?;
+        let terms = ops.head_terms(&rows, reference.head()?.unwrap_or(own), &batch.tgt, &spec)?;
+        Ok((Some(wide(&terms.logp)), Some(rows)))
+    }
 }
 
 /// The host arrays of one micro-batch, scored tokens in batch order.
@@ -98,6 +114,8 @@ struct Micro {
     weight: Vec<f64>,
     sequences: Vec<usize>,
     logp_ref: Option<Vec<f64>>,
+    /// The reference's hidden rows, where the objective compares over the vocabulary.
+    rows_ref: Option<Tensor>,
 }
 
 impl Micro {
@@ -114,14 +132,14 @@ impl Micro {
         let (mut batch, share) = Batch::sequences(&sequences)?;
         let scored = |s: &ScoredSequence| s.scored.iter().skip(1).filter(|w| **w != 0.0).count();
         let lengths: Vec<usize> = sequences.iter().map(scored).collect();
-        let logp_ref = match step.reference {
-            Some(reference) => Some(wide(&reference.terms(ops, &learner.model, &batch, &HeadSpec::default())?.logp)),
-            None => None,
-        };
+        let (logp_ref, rows_ref) = step.of_reference(learner, &batch)?;
         let mut hooks = match step.input {
             Some(input) => input.apply(ops, &learner.model, &mut batch, &sequences, index as usize, part.start)?,
             None => Hooks::new(),
         };
+        if let Some(sensitive) = step.settings.sensitive {
+            sensitive.leave_out(ops, &learner.model, &mut hooks)?;
+        }
         let items = input::with_rows(&sequences).map(|i| part.start + i);
         if let Some(rule) = adapter::dropout(adapter, seed, index, &batch, items) {
             hooks.drop_out(rule);
@@ -129,7 +147,7 @@ impl Micro {
         let factor = |i: usize| step.coefficient * multipliers.map_or(1.0, |m| m[i]);
         let of_rows = part.zip(&lengths).flat_map(|(i, n)| std::iter::repeat_n(factor(i), *n));
         let weight = share.iter().zip(of_rows).map(|(w, m)| w * m).collect();
-        Ok(Self { batch, hooks, share, weight, sequences: lengths, logp_ref })
+        Ok(Self { batch, hooks, share, weight, sequences: lengths, logp_ref, rows_ref })
     }
 
     /// Forward, objective and backward; adds to the sums.
@@ -137,10 +155,13 @@ impl Micro {
         let (ops, loss) = (step.settings.ops, step.loss);
         let mean_logp = loss.needs().contains(Needs::MEAN_LOGP);
         let spec = HeadSpec { entropy: true, argmax: true, mean_logp, ..HeadSpec::default() };
+        let head = step.reference.map(Reference::head).transpose()?.flatten();
+        let other = self.rows_ref.as_ref().map(|rows| (rows, head));
+        let asked = Asked { spec: &spec, hooks: &self.hooks, other };
         let known = if loss.coupling() == Coupling::Token {
             None
         } else {
-            let head = learner.terms_with(ops, &self.batch, &spec, &self.hooks)?;
+            let head = learner.terms_with(ops, &self.batch, &asked)?;
             Some(self.terms(loss, 0..self.weight.len(), &head))
         };
         let mut failed = None;
@@ -162,7 +183,7 @@ impl Micro {
                 }
             }
         };
-        let head = learner.accumulate_with(ops, &self.batch, &spec, step.settings.recompute, &self.hooks, &mut coef)?;
+        let head = learner.accumulate_with(ops, &self.batch, &asked, step.settings.recompute, &mut coef)?;
         match failed {
             Some(temper_algo::Error::NotFinite { .. }) => total.loss = f64::NAN,
             Some(error) => return Err(error.into()),
@@ -182,13 +203,14 @@ impl Micro {
         at: Range<usize>,
         head: &HeadTerms,
     ) -> Result<SupervisedTerms, temper_algo::Error> {
-        let [entropy, mean_logp] = [&head.entropy, &head.mean_logp].map(|v| v.as_deref().map(wide));
+        let [entropy, mean_logp, kl_ref] = [&head.entropy, &head.mean_logp, &head.kl].map(|v| v.as_deref().map(wide));
         let whole = at.len() == self.weight.len();
         loss.token_terms(&SupervisedRows {
             logp: &wide(&head.logp),
             logp_ref: self.logp_ref.as_ref().map(|l| &l[at.clone()]),
             entropy: entropy.as_deref(),
             mean_logp: mean_logp.as_deref(),
+            kl_ref: kl_ref.as_deref(),
             weight: &self.weight[at],
             sequences: if whole { &self.sequences } else { &[] },
         })
@@ -232,6 +254,7 @@ fn slice(terms: &SupervisedTerms, at: Range<usize>) -> SupervisedTerms {
         d_logp: terms.d_logp[at.clone()].to_vec(),
         d_entropy: part(&terms.d_entropy),
         d_mean_logp: part(&terms.d_mean_logp),
+        d_kl_ref: part(&terms.d_kl_ref),
         ..SupervisedTerms::default()
     }
 }
@@ -242,6 +265,7 @@ fn coefficients(terms: &SupervisedTerms) -> HeadCoef {
         d_logp: narrow(&terms.d_logp),
         d_entropy: terms.d_entropy.as_ref().map(narrow),
         d_mean_logp: terms.d_mean_logp.as_ref().map(narrow),
+        d_kl: terms.d_kl_ref.as_ref().map(narrow),
     }
 }
 

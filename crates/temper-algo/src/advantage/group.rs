@@ -1,5 +1,7 @@
 //! Advantages within one group: a baseline from the other rollouts of the same prompt.
 
+use super::round::GroupRewards;
+
 /// Rewards of a group closer together than this count as equal (the tolerance of `torch.isclose` against zero).
 const EQUAL: f64 = 1e-8;
 
@@ -34,6 +36,11 @@ fn standardised(rewards: &[f64], baseline: f64, scale: f64) -> Vec<f64> {
         return vec![0.0; rewards.len()];
     }
     rewards.iter().map(|r| (r - baseline) / scale).collect()
+}
+
+/// `r - r(greedy)`.
+pub(super) fn over_greedy(g: &GroupRewards) -> Vec<f64> {
+    g.rewards.iter().map(|r| r - g.greedy.unwrap_or(0.0)).collect()
 }
 
 pub(super) fn z_score(rewards: &[f64], eps: f64) -> Vec<f64> {

@@ -1,15 +1,17 @@
 //! Advantages: from the rewards of a round to one number a rollout, or a token.
 
 mod batch;
+mod check;
 mod group;
 mod pass_at_k;
 mod risk;
 mod round;
 mod token;
+mod trice;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Needs, Problem};
+use crate::{Error, Needs};
 
 pub use group::{is_constant, sample_std};
 pub use round::{AdvantageState, GroupRewards, Round, RoundAdvantages, StepReward, token_rewards};
@@ -179,6 +181,17 @@ pub enum Advantage {
         #[serde(default = "tracker_rate")]
         rate: f64,
     },
+    /// Coefficients of the log-probs of a right rationale kept in memory (1) and of a fresh proposal (`-beta`, the control variate; an
+    /// accepted proposal is the memory and has `1 - beta`). `beta` is the share of accepted proposals among the *other* prompts with a right
+    /// rationale, so that the control variate has mean zero, and once everything is accepted all coefficients vanish. The first
+    /// rollout of a group is the proposal, the second the memory where the proposal is wrong: sample one rollout a prompt, with
+    /// `inject = { from = "stored" }`, `group = [{ kind = "drop_unsolved" }]`, the surrogate `reinforce` and the weighting `group_sum`.
+    /// Source: TRICE, arXiv 2312.02179, section 2 (A073), and the released notebook's weights without subsampling.
+    Trice {
+        /// A rollout is right when its reward is above this (default 0.5).
+        #[serde(default = "half")]
+        threshold: f64,
+    },
 }
 
 /// Over what advantages are standardised, `(a - mean) / deviation`.
@@ -274,10 +287,10 @@ impl Advantage {
             }
             Self::ReinforcePlusPlus { group_mean, gamma } => {
                 let baseline = |g: &GroupRewards| if group_mean { group::mean(g.rewards) } else { 0.0 };
-                return Ok(batch::whiten_tokens(&returns(groups, gamma, baseline)));
+                return Ok(batch::whiten_tokens(&token::returns(groups, gamma, baseline)));
             }
-            Self::Remax { token_values: false } => by_group(&over_greedy),
-            Self::Remax { token_values: true } => return Ok(weighed_by_values(groups)),
+            Self::Remax { token_values: false } => by_group(&group::over_greedy),
+            Self::Remax { token_values: true } => return Ok(token::weighed_by_values(groups)),
             Self::Opo {} => by_group(&|g| group::length_weighted(g.rewards, g.lengths)),
             Self::Gpg { count } => batch::gpg(groups, count),
             Self::MaxRl {} => by_group(&|g| group::max_likelihood(g.rewards)),
@@ -287,11 +300,12 @@ impl Advantage {
             }
             Self::GrpoPassk { scale, eps } => by_group(&|g| pass_at_k::best_minus_second(g.rewards, scale, eps)),
             Self::BestOf { keep } => by_group(&|g| group::best_of(g.rewards, keep as usize)),
-            Self::Returns { baseline, gamma } => return Ok(plain_returns(groups, baseline, gamma)),
-            Self::Gae { gamma, lambda, whiten } => return Ok(estimated(groups, gamma, lambda, whiten)),
+            Self::Returns { baseline, gamma } => return Ok(token::plain_returns(groups, baseline, gamma)),
+            Self::Gae { gamma, lambda, whiten } => return Ok(token::estimated(groups, gamma, lambda, whiten)),
             Self::Process { outcome, eps } => {
                 return Ok(RoundAdvantages::Tokens(groups.iter().map(|g| token::process(g, outcome, eps)).collect()));
             }
+            Self::Trice { threshold } => trice::coefficients(groups, threshold),
             Self::Risk { .. } => self.risk().map_or_else(Vec::new, |r| r.advantages(groups, round.state.quantiles)),
         };
         Ok(RoundAdvantages::Rollouts(rollouts))
@@ -365,7 +379,10 @@ impl Advantage {
             | Self::GrpoPassk { .. }
             | Self::BestOf { .. }
             | Self::ReinforcePlusPlus { group_mean: true, .. } => Needs::GROUP,
-            Self::ReinforcePlusPlus { group_mean: false, .. } | Self::Returns { .. } | Self::Risk { .. } => Needs::NONE,
+            Self::ReinforcePlusPlus { group_mean: false, .. }
+            | Self::Returns { .. }
+            | Self::Risk { .. }
+            | Self::Trice { .. } => Needs::NONE,
             Self::Remax { token_values: false } => Needs::GREEDY,
             Self::Remax { token_values: true } => Needs::GREEDY | Needs::VALUE,
             Self::Gae { .. } => Needs::VALUE,
@@ -391,143 +408,6 @@ impl Advantage {
         }
         Ok(())
     }
-
-    /// Settings that make no sense.
-    pub fn check(&self) -> Vec<Problem> {
-        let mut found = Found(vec![]);
-        match *self {
-            Self::GroupZScore { eps }
-            | Self::BatchZScore { eps }
-            | Self::Process { eps, .. }
-            | Self::Gdpo { eps, .. } => {
-                found.eps(eps, "leave it out for TRL's 1e-4");
-            }
-            Self::GrpoPassk { eps, .. } => found.eps(eps, "leave it out for verl's 1e-6"),
-            Self::PassAtK { k, eps, threshold } => {
-                found.eps(eps, "leave it out for 1e-6");
-                found.count("k", k);
-                found.finite("threshold", threshold);
-            }
-            Self::BestOf { keep } => found.count("keep", keep),
-            Self::ReinforcePlusPlus { gamma, .. } => found.share("gamma", gamma),
-            Self::Returns { gamma, baseline } => {
-                found.share("gamma", gamma);
-                found.finite("baseline", baseline);
-            }
-            Self::Gae { gamma, lambda, .. } => {
-                found.share("gamma", gamma);
-                found.share("lambda", lambda);
-            }
-            Self::Risk { bundle, low, high, tail_weight, rate } => {
-                found.count("bundle", bundle);
-                found.risk(low, high, tail_weight, rate);
-            }
-            Self::GroupMean {}
-            | Self::Rloo { .. }
-            | Self::Remax { .. }
-            | Self::Opo {}
-            | Self::Gpg { .. }
-            | Self::MaxRl {} => {}
-        }
-        found.0
-    }
-
-    /// Settings that do not fit rounds of `prompts` groups of `group_size` rollouts.
-    pub fn check_round(&self, prompts: usize, group_size: usize) -> Vec<Problem> {
-        let problem = |field: &str, message: String, hint: &str| vec![Problem::new(field, message, hint)];
-        match *self {
-            Self::PassAtK { k, .. } if k as usize > group_size => {
-                problem("k", format!("k is {k}, and a group has {group_size} rollouts"), "use at most the group's size")
-            }
-            Self::BestOf { keep } if keep as usize >= group_size => problem(
-                "keep",
-                format!("keep is {keep}, and a group has {group_size} rollouts, so nothing is selected"),
-                "keep fewer than the group's size",
-            ),
-            Self::Risk { bundle, .. } if bundle == 0 || !prompts.is_multiple_of(bundle as usize) => problem(
-                "bundle",
-                format!("bundle is {bundle}, and a round has {prompts} prompts"),
-                "use a bundle that divides the prompts of a round",
-            ),
-            _ => vec![],
-        }
-    }
-}
-
-/// Collects problems of settings.
-struct Found(Vec<Problem>);
-
-impl Found {
-    fn unless(&mut self, ok: bool, field: &str, value: impl std::fmt::Display, expected: &str, hint: &str) {
-        if !ok {
-            self.0.push(Problem::new(field, format!("{field} is {value}, expected {expected}"), hint));
-        }
-    }
-    fn eps(&mut self, eps: f64, hint: &str) {
-        self.unless(eps.is_finite() && eps >= 0.0, "eps", eps, "a finite number of at least 0", hint);
-    }
-    fn share(&mut self, field: &str, value: f64) {
-        self.unless((0.0..=1.0).contains(&value), field, value, "0 to 1", "1 is no discount");
-    }
-    fn count(&mut self, field: &str, value: u32) {
-        self.unless(value > 0, field, value, "at least 1", "use a number of rollouts or prompts");
-    }
-    fn finite(&mut self, field: &str, value: f64) {
-        self.unless(value.is_finite(), field, value, "a finite number", "use a number on the scale of the rewards");
-    }
-    fn risk(&mut self, low: f64, high: f64, tail_weight: f64, rate: f64) {
-        self.unless(low > 0.0 && low < high, "low", low, "above 0 and below `high`", "leave it out for 0.2");
-        self.unless(high < 1.0 && low < high, "high", high, "above `low` and below 1", "leave it out for 0.8");
-        self.unless(
-            tail_weight >= 0.0 && tail_weight.is_finite(),
-            "tail_weight",
-            tail_weight,
-            "at least 0",
-            "leave it out for 1.5",
-        );
-        self.unless(rate > 0.0 && rate.is_finite(), "rate", rate, "above 0", "leave it out for 0.05");
-    }
-}
-
-/// Returns of every token with `baseline` taken off the total reward.
-fn returns(groups: &[GroupRewards], gamma: f64, baseline: impl Fn(&GroupRewards) -> f64) -> Vec<Vec<Vec<f64>>> {
-    let of_group = |g: &GroupRewards| {
-        let less: Vec<f64> = g.rewards.iter().map(|r| r - baseline(g)).collect();
-        let moved = GroupRewards { rewards: &less, ..*g };
-        moved.token_rewards().iter().map(|r| returns_to_go(r, gamma)).collect()
-    };
-    groups.iter().map(of_group).collect()
-}
-
-/// One number a rollout where nothing is discounted and there are no steps, else one a token.
-fn plain_returns(groups: &[GroupRewards], baseline: f64, gamma: f64) -> RoundAdvantages {
-    if gamma == 1.0 && groups.iter().all(|g| g.steps.is_empty()) {
-        return RoundAdvantages::Rollouts(
-            groups.iter().map(|g| g.rewards.iter().map(|r| r - baseline).collect()).collect(),
-        );
-    }
-    let mut all = returns(groups, gamma, |_| 0.0);
-    all.iter_mut().flatten().flatten().for_each(|a| *a -= baseline);
-    RoundAdvantages::Tokens(all)
-}
-
-fn over_greedy(g: &GroupRewards) -> Vec<f64> {
-    g.rewards.iter().map(|r| r - g.greedy.unwrap_or(0.0)).collect()
-}
-
-fn weighed_by_values(groups: &[GroupRewards]) -> RoundAdvantages {
-    let of_group = |g: &GroupRewards| {
-        over_greedy(g).iter().zip(g.values).map(|(a, values)| values.iter().map(|v| a * v).collect()).collect()
-    };
-    RoundAdvantages::Tokens(groups.iter().map(of_group).collect())
-}
-
-fn estimated(groups: &[GroupRewards], gamma: f64, lambda: f64, whiten: bool) -> RoundAdvantages {
-    let of_group = |g: &GroupRewards| {
-        g.token_rewards().iter().zip(g.values).map(|(r, v)| gae(r, v, gamma, lambda).0).collect::<Vec<_>>()
-    };
-    let all: Vec<Vec<Vec<f64>>> = groups.iter().map(of_group).collect();
-    if whiten { batch::whiten_tokens(&all) } else { RoundAdvantages::Tokens(all) }
 }
 
 #[cfg(test)]
@@ -547,19 +427,5 @@ mod tests {
         let positive: f64 = adv[0].iter().filter(|a| **a > 0.0).sum();
         let all: f64 = adv[0].iter().map(|a| a.abs()).sum();
         assert_eq!(positive / all, 0.5);
-    }
-
-    #[test]
-    fn problems_are_named() {
-        let fields = |a: Advantage| a.check().into_iter().map(|p| p.field).collect::<Vec<_>>();
-        assert_eq!(fields(Advantage::GroupZScore { eps: -1.0 }), ["eps"]);
-        assert_eq!(fields(Advantage::Gae { gamma: 2.0, lambda: -1.0, whiten: false }), ["gamma", "lambda"]);
-        let risk = Advantage::Risk { bundle: 0, low: 0.9, high: 0.8, tail_weight: -1.0, rate: 0.0 };
-        assert_eq!(fields(risk), ["bundle", "low", "high", "tail_weight", "rate"]);
-        assert_eq!(fields(Advantage::PassAtK { k: 0, threshold: f64::NAN, eps: f64::NAN }), ["eps", "k", "threshold"]);
-        assert_eq!(Advantage::PassAtK { k: 9, threshold: 0.5, eps: 0.0 }.check_round(4, 8)[0].field, "k");
-        assert_eq!(Advantage::BestOf { keep: 8 }.check_round(4, 8)[0].field, "keep");
-        let risk = Advantage::Risk { bundle: 5, low: 0.2, high: 0.8, tail_weight: 1.5, rate: 0.05 };
-        assert_eq!((risk.check().len(), risk.check_round(8, 8).len(), risk.check_round(10, 8).len()), (0, 1, 0));
     }
 }

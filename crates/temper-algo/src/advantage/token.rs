@@ -1,7 +1,8 @@
 //! Advantages per token: returns, generalised advantage estimation, process rewards.
 
 use super::group::{is_constant, mean, sample_std};
-use super::round::{GroupRewards, StepReward};
+use super::round::{GroupRewards, RoundAdvantages, StepReward};
+use super::{batch, group};
 
 /// Discounted sum of the rewards from each token on: `R_t = r_t + gamma R_{t+1}`.
 pub fn returns_to_go(rewards: &[f64], gamma: f64) -> Vec<f64> {
@@ -54,6 +55,47 @@ fn steps_of(g: &GroupRewards, i: usize, outcome: bool) -> Vec<StepReward> {
     g.steps.get(i).into_iter().flatten().copied().chain(outcome).collect()
 }
 
+/// Returns of every token with `baseline` taken off the total reward.
+pub(super) fn returns(
+    groups: &[GroupRewards],
+    gamma: f64,
+    baseline: impl Fn(&GroupRewards) -> f64,
+) -> Vec<Vec<Vec<f64>>> {
+    let of_group = |g: &GroupRewards| {
+        let less: Vec<f64> = g.rewards.iter().map(|r| r - baseline(g)).collect();
+        let moved = GroupRewards { rewards: &less, ..*g };
+        moved.token_rewards().iter().map(|r| returns_to_go(r, gamma)).collect()
+    };
+    groups.iter().map(of_group).collect()
+}
+
+/// One number a rollout where nothing is discounted and there are no steps, else one a token.
+pub(super) fn plain_returns(groups: &[GroupRewards], baseline: f64, gamma: f64) -> RoundAdvantages {
+    if gamma == 1.0 && groups.iter().all(|g| g.steps.is_empty()) {
+        return RoundAdvantages::Rollouts(
+            groups.iter().map(|g| g.rewards.iter().map(|r| r - baseline).collect()).collect(),
+        );
+    }
+    let mut all = returns(groups, gamma, |_| 0.0);
+    all.iter_mut().flatten().flatten().for_each(|a| *a -= baseline);
+    RoundAdvantages::Tokens(all)
+}
+
+pub(super) fn weighed_by_values(groups: &[GroupRewards]) -> RoundAdvantages {
+    let of_group = |g: &GroupRewards| {
+        group::over_greedy(g).iter().zip(g.values).map(|(a, values)| values.iter().map(|v| a * v).collect()).collect()
+    };
+    RoundAdvantages::Tokens(groups.iter().map(of_group).collect())
+}
+
+pub(super) fn estimated(groups: &[GroupRewards], gamma: f64, lambda: f64, whiten: bool) -> RoundAdvantages {
+    let of_group = |g: &GroupRewards| {
+        g.token_rewards().iter().zip(g.values).map(|(r, v)| gae(r, v, gamma, lambda).0).collect::<Vec<_>>()
+    };
+    let all: Vec<Vec<Vec<f64>>> = groups.iter().map(of_group).collect();
+    if whiten { batch::whiten_tokens(&all) } else { RoundAdvantages::Tokens(all) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +106,23 @@ mod tests {
         assert!(returns_to_go(&[], 0.5).is_empty());
         // delta = 0 + 0.5 * 2 - 1 = 0, 1 + 0 - 2 = -1; A = 0 + 0.5 * 0.5 * -1, -1.
         assert_eq!(gae(&[0.0, 1.0], &[1.0, 2.0], 0.5, 0.5), (vec![-0.25, -1.0], vec![0.75, 1.0]));
+    }
+
+    /// COACH's eligibility traces, run forwards: the coefficient of grad logp_t is what every later feedback found of it in the trace.
+    #[test]
+    fn late_feedback_is_what_forward_traces_give() {
+        let (feedback, decay) = ([0.5, -1.0, 0.0, 2.0, 0.25], 0.7);
+        let (mut trace, mut coefficient) = ([0.0f64; 5], [0.0f64; 5]);
+        for s in 0..5 {
+            for e in &mut trace {
+                *e *= decay;
+            }
+            trace[s] += 1.0;
+            coefficient.iter_mut().zip(trace).for_each(|(c, e)| *c += feedback[s] * e);
+        }
+        for (got, expected) in returns_to_go(&feedback, decay).iter().zip(coefficient) {
+            assert!((got - expected).abs() < 1e-15);
+        }
     }
 
     #[test]

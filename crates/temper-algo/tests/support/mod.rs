@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use temper_algo::seed::SplitMix64;
 use temper_algo::{
-    Advantage, Correction, Curve, Direction, Divergence, DownSampleRule, EntropyBonus, GpgCount, GroupShaper,
+    Advantage, Correction, Curve, Direction, Divergence, DownSampleRule, EntropyBonus, FlipUnit, GpgCount, GroupShaper,
     KlEstimator, KlPenalty, Knob, Level, OffPolicyMask, PolicyObjective, Ratio, RewardShaping, Rows, Same, Schedule,
     Surrogate, TokenObjective, TopEntropy, Weighting, Whiten,
 };
@@ -39,6 +39,7 @@ pub fn every_advantage() -> Vec<Advantage> {
         Advantage::Process { outcome: false, eps: 1e-4 },
         Advantage::Process { outcome: true, eps: 1e-6 },
         Advantage::Risk { bundle: 2, low: 0.2, high: 0.8, tail_weight: 1.5, rate: 0.05 },
+        Advantage::Trice { threshold: 0.5 },
     ];
     for item in &list {
         match item {
@@ -58,7 +59,8 @@ pub fn every_advantage() -> Vec<Advantage> {
             | Advantage::Returns { .. }
             | Advantage::Gae { .. }
             | Advantage::Process { .. }
-            | Advantage::Risk { .. } => {}
+            | Advantage::Risk { .. }
+            | Advantage::Trice { .. } => {}
         }
     }
     list
@@ -67,11 +69,17 @@ pub fn every_advantage() -> Vec<Advantage> {
 pub fn every_group_shaper() -> Vec<GroupShaper> {
     let rules = [DownSampleRule::MaxVariance, DownSampleRule::Extremes, DownSampleRule::Best];
     let down = |rule| [true, false].map(|counts| GroupShaper::DownSample { keep: 2, rule, counts });
-    let mut list = vec![GroupShaper::DropConstant { refill: 3 }, GroupShaper::MaskTruncated { counts: false }];
+    let mut list = vec![
+        GroupShaper::DropConstant { refill: 3, part: None },
+        GroupShaper::DropConstant { refill: 0, part: Some("right".into()) },
+        GroupShaper::DropUnsolved { threshold: 0.25 },
+        GroupShaper::MaskTruncated { counts: false },
+    ];
     list.extend(rules.into_iter().flat_map(down));
     for item in &list {
         match item {
-            GroupShaper::DropConstant { .. } | GroupShaper::MaskTruncated { .. } | GroupShaper::DownSample { .. } => {}
+            GroupShaper::DropConstant { .. } | GroupShaper::DropUnsolved { .. } => {}
+            GroupShaper::MaskTruncated { .. } | GroupShaper::DownSample { .. } => {}
         }
     }
     list
@@ -81,7 +89,8 @@ pub fn every_reward_shaping() -> Vec<RewardShaping> {
     let list = vec![
         RewardShaping::Constraint { parts: vec!["style".into()], violated: -0.5, calibrate: true },
         RewardShaping::Trust { outcome: "right".into(), process: "style".into(), coef: 0.3, anneal_steps: 50.0 },
-        RewardShaping::Flip { part: "right".into(), probability: 0.25 },
+        RewardShaping::Flip { part: "right".into(), probability: 0.25, of: FlipUnit::Prompt },
+        RewardShaping::Rescue { part: "right".into(), with: "style".into(), threshold: 0.1, weight: 0.5 },
         RewardShaping::LengthBudget { start: 8.0, decay: 0.5, every: 3, weight: 0.5 },
         RewardShaping::Majority { weight: 2.0 },
         RewardShaping::Diversity { same: Same::Text, floor: 0.2, threshold: 0.25 },
@@ -92,6 +101,7 @@ pub fn every_reward_shaping() -> Vec<RewardShaping> {
             RewardShaping::Constraint { .. }
             | RewardShaping::Trust { .. }
             | RewardShaping::Flip { .. }
+            | RewardShaping::Rescue { .. }
             | RewardShaping::LengthBudget { .. }
             | RewardShaping::Majority { .. }
             | RewardShaping::Diversity { .. }
@@ -241,6 +251,7 @@ pub fn every_token_objective() -> Vec<TokenObjective> {
         f(Divergence::ReverseKl),
         TokenObjective::Ift { gamma: 0.9, detach: false },
         TokenObjective::Ift { gamma: 0.9, detach: true },
+        TokenObjective::VocabularyKl {},
         TokenObjective::EntropyBonus {},
     ];
     for item in &list {
@@ -256,6 +267,7 @@ pub fn every_token_objective() -> Vec<TokenObjective> {
             | TokenObjective::ReferenceWeighted { .. }
             | TokenObjective::FDivergence { .. }
             | TokenObjective::Ift { .. }
+            | TokenObjective::VocabularyKl {}
             | TokenObjective::EntropyBonus {} => {}
         }
     }
@@ -270,11 +282,13 @@ pub fn every_weighting() -> Vec<Weighting> {
         Weighting::Sum {},
         Weighting::Constant { tokens: 16 },
         Weighting::Group {},
+        Weighting::GroupSum {},
     ];
     for item in &list {
         match item {
             Weighting::Token {}
             | Weighting::Sequence {}
+            | Weighting::GroupSum {}
             | Weighting::SequenceSum {}
             | Weighting::Sum {}
             | Weighting::Constant { .. }

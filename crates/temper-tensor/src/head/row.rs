@@ -56,11 +56,32 @@ impl RowStats {
         (mean - f64::from(self.max) - self.ln_sum) as f32
     }
 
+    /// KL of this row's distribution to another's, in nats: `sum_j q_j (ln q_j - ln p_j)`, q of this row.
+    pub(super) fn kl(&self, row: &[f32], other: &Self, of_other: &[f32]) -> f32 {
+        let block = |(a, b): (&[f32], &[f32])| f64::from(divergence(a, b, self, other));
+        (row.chunks(BLOCK).zip(of_other.chunks(BLOCK)).map(block).sum::<f64>() / self.sum) as f32
+    }
+
+    /// Takes `factor` times this row's probabilities off a gradient with respect to the logits of another model: the second part of the
+    /// gradient of the KL to it, `inv (p_j - q_j)`.
+    pub(super) fn take_off(&self, row: &[f32], factor: f32, gradient: &mut [f32]) {
+        take_off(row, self, factor * self.inv_temperature, gradient);
+    }
+
     /// Replaces the row of logits by the loss's gradient with respect to them, for the derivatives `d_logp` of the
-    /// targets' log-probabilities, `d_entropy` of the entropy and `d_mean` of the mean log-probability.
-    pub(super) fn gradient(&self, row: &mut [f32], targets: &[u32], d_logp: &[f32], d_entropy: f32, d_mean: f32) {
+    /// targets' log-probabilities, `d_entropy` of the entropy, `d_mean` of the mean log-probability and `d_kl` of the KL of another
+    /// distribution to this one, of which the part in the other's probabilities is left to [`Self::take_off`].
+    pub(super) fn gradient(
+        &self,
+        row: &mut [f32],
+        targets: &[u32],
+        d_logp: &[f32],
+        d_entropy: f32,
+        d_mean: f32,
+        d_kl: f32,
+    ) {
         // d mean_logp / d logit_j = inv (1 / V - p_j): its second part goes with the targets'.
-        let total: f32 = d_logp.iter().sum::<f32>() + d_mean;
+        let total: f32 = d_logp.iter().sum::<f32>() + d_mean - d_kl;
         if total == 0.0 && d_entropy == 0.0 {
             row.fill(0.0);
         } else {
@@ -161,7 +182,37 @@ fn gradient_body<const FMA: bool>(row: &mut [f32], stats: &RowStats, total: f32,
     }
 }
 
+/// `sum(e^a ((a - ln_a) - (b - ln_b)))` with a and b the tempered logits less their largest.
+#[inline(always)]
+fn divergence_body<const FMA: bool>(row: &[f32], other: &[f32], of: &RowStats, to: &RowStats) -> f32 {
+    let difference = (to.ln_sum - of.ln_sum) as f32;
+    let term = |a: f32, b: f32| {
+        let (a, b) = (a * of.inv_temperature - of.max, b * to.inv_temperature - to.max);
+        // An impossible token (-inf) of the first counts nothing, whatever the second says.
+        if a < -200.0 { 0.0 } else { exp::<FMA>(a) * (a - b + difference) }
+    };
+    let mut lanes = [0.0_f32; LANES];
+    let ((chunks, rest), (others, others_rest)) = (row.as_chunks::<LANES>(), other.as_chunks::<LANES>());
+    for (a, b) in chunks.iter().zip(others) {
+        for l in 0..LANES {
+            lanes[l] += term(a[l], b[l]);
+        }
+    }
+    lanes.iter_mut().zip(rest.iter().zip(others_rest)).for_each(|(lane, (a, b))| *lane += term(*a, *b));
+    tree(lanes)
+}
+
+#[inline(always)]
+fn take_off_body<const FMA: bool>(row: &[f32], of: &RowStats, factor: f32, gradient: &mut [f32]) {
+    let factor = (f64::from(factor) / of.sum) as f32;
+    for (d, logit) in gradient.iter_mut().zip(row) {
+        *d -= factor * exp::<FMA>(logit * of.inv_temperature - of.max);
+    }
+}
+
 multiversion! {
+    fn divergence(row: &[f32], other: &[f32], of: &RowStats, to: &RowStats) -> f32 = divergence_body, divergence_at;
+    fn take_off(row: &[f32], of: &RowStats, factor: f32, gradient: &mut [f32]) = take_off_body, take_off_at;
     fn sums(logits: &[f32], inv: f32) -> (f32, f64, f64) = sums_body, sums_at;
     fn gradient_row(row: &mut [f32], stats: &RowStats, total: f32, d_entropy: f32) = gradient_body, gradient_row_at;
 }

@@ -11,13 +11,56 @@ struct Case {
     v: usize,
     targets: Vec<u32>,
     spec: HeadSpec,
+    /// Hidden rows, of another width, and head of another model.
+    other: Option<[Vec<f32>; 2]>,
+}
+
+/// The width of the other model's hidden rows.
+const WIDTH: usize = 3;
+
+/// Another model's side of a case.
+struct Other {
+    hidden: Vec<f32>,
+    w: Weight,
+}
+
+impl Other {
+    fn head(&self) -> OtherHead<'_> {
+        OtherHead { hidden: &self.hidden, w: &self.w }
+    }
 }
 
 impl Case {
     fn new(m: usize, c: usize, v: usize, spec: HeadSpec) -> Self {
         let targets = (0..m * spec.targets_per_row).map(|i| (i * 7919 + 3) % v).map(|t| t as u32).collect();
         let w = random(v * c, 2).iter().map(|x| 3.0 * x / (c as f32).sqrt()).collect();
-        Self { hidden: random(m * c, 1), w, m, c, v, targets, spec }
+        Self { hidden: random(m * c, 1), w, m, c, v, targets, spec, other: None }
+    }
+
+    fn with_other(self) -> Self {
+        Self { other: Some([random(self.m * WIDTH, 21), random(self.v * WIDTH, 22)]), ..self }
+    }
+
+    fn other(&self) -> Option<Other> {
+        self.other.as_ref().map(|[hidden, w]| Other { hidden: hidden.clone(), w: Weight::from_rows(w, self.v, WIDTH) })
+    }
+
+    /// KL(other || this) of every row in f64.
+    fn exact_kl(&self, hidden: &[f64], w: &[f64]) -> Vec<f64> {
+        let Some([of_other, head]) = &self.other else { return vec![0.0; self.m] };
+        let softmax = |w: &[f64], h: &[f64]| {
+            let dot = |w: &[f64]| w.iter().zip(h).map(|(w, h)| w * h).sum::<f64>() / f64::from(self.spec.temperature);
+            let z: Vec<f64> = w.chunks_exact(h.len()).map(dot).collect();
+            let norm = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+            z.into_iter().map(|z| z - norm).collect::<Vec<f64>>()
+        };
+        let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
+        let rows = hidden.chunks_exact(self.c).zip(of_other.chunks_exact(WIDTH));
+        rows.map(|(h, other)| {
+            let (p, q) = (softmax(w, h), softmax(&wide(head), &wide(other)));
+            q.iter().zip(p).map(|(q, p)| q.exp() * (q - p)).sum()
+        })
+        .collect()
     }
 
     fn weight(&self) -> Weight {
@@ -58,7 +101,8 @@ impl Case {
         let ([logp, _, entropy, mean], [a, b, c]) = (self.exact(hidden, w), self.coefficients());
         let sum = |x: &[f64], c: &[f32]| x.iter().zip(c).map(|(x, c)| x * f64::from(*c)).sum::<f64>();
         let asked = |wanted: bool, x: &[f64], c: &[f32]| if wanted { sum(x, c) } else { 0.0 };
-        sum(&logp, &a) + asked(self.spec.entropy, &entropy, &b) + asked(self.spec.mean_logp, &mean, &c)
+        let kl = sum(&self.exact_kl(hidden, w), &random(self.m, 14));
+        sum(&logp, &a) + asked(self.spec.entropy, &entropy, &b) + asked(self.spec.mean_logp, &mean, &c) + kl
     }
 
     fn backward(&self) -> (HeadTerms, Vec<f32>, Vec<f32>) {
@@ -70,7 +114,8 @@ impl Case {
             HeadCoef {
                 d_logp: a[rows.start * per_row..rows.end * per_row].to_vec(),
                 d_entropy: self.spec.entropy.then(|| b[rows.clone()].to_vec()),
-                d_mean_logp: self.spec.mean_logp.then(|| c[rows].to_vec()),
+                d_mean_logp: self.spec.mean_logp.then(|| c[rows.clone()].to_vec()),
+                d_kl: self.other.is_some().then(|| random(self.m, 14)[rows].to_vec()),
             }
         };
         let terms = head_backward(
@@ -79,6 +124,7 @@ impl Case {
             &self.weight(),
             &self.targets,
             &self.spec,
+            self.other().as_ref().map(Other::head),
             &mut coef,
             &mut d_hidden,
             Some(&mut dw),
@@ -114,7 +160,7 @@ fn terms_agree_with_f64() {
     for spec in specs() {
         for (m, c, v) in [(1, 4, 1), (5, 16, 33), (3, 64, 5000), (40, 8, 100)] {
             let case = Case::new(m, c, v, spec);
-            let terms = head_terms(&case.hidden, m, &case.weight(), &case.targets, &spec).expect("terms");
+            let terms = head_terms(&case.hidden, m, &case.weight(), &case.targets, &spec, None).expect("terms");
             let [logp, lse, entropy, mean] = case.exact(&case.hidden64(), &case.w64());
             let close = |got: &[f32], want: &[f64]| {
                 assert_eq!(got.len(), want.len());
@@ -141,11 +187,48 @@ fn gradients_agree_with_differences() {
 }
 
 #[test]
+fn the_kl_to_another_head_agrees_with_f64_and_its_gradient_with_differences() {
+    for spec in specs() {
+        let case = Case::new(4, 6, 37, spec).with_other();
+        let (terms, d_hidden, dw) = case.backward();
+        let (hidden, w) = (case.hidden64(), case.w64());
+        let kl = terms.kl.clone().expect("kl");
+        let exact = case.exact_kl(&hidden, &w);
+        assert!(kl.iter().zip(&exact).all(|(a, b)| (f64::from(*a) - b).abs() < 2e-6), "{spec:?}: {kl:?} {exact:?}");
+        assert!(distance(&d_hidden, &difference(&hidden, |x| case.loss(x, &w))) < 1e-5, "{spec:?}");
+        assert!(distance(&dw, &difference(&w, |x| case.loss(&hidden, x))) < 1e-5, "{spec:?}");
+        let other = case.other();
+        let other = other.as_ref().map(Other::head);
+        let forward = head_terms(&case.hidden, 4, &case.weight(), &case.targets, &spec, other).expect("terms");
+        assert_eq!(forward, terms);
+    }
+}
+
+/// A model's KL to itself is 0 and pulls nowhere; a head over another vocabulary is refused.
+#[test]
+fn the_kl_to_oneself_is_nothing() {
+    let (case, spec) = (Case::new(3, 5, 2000, HeadSpec::default()), HeadSpec::default());
+    let (w, mut d_hidden) = (case.weight(), vec![1.0; 15]);
+    let oneself = Some(OtherHead { hidden: &case.hidden, w: &w });
+    let mut coef = |rows: Range<usize>, _: &HeadTerms| {
+        let (d_logp, d_kl) = (vec![0.0; rows.len()], Some(vec![1.0; rows.len()]));
+        HeadCoef { d_logp, d_kl, ..HeadCoef::default() }
+    };
+    let terms = head_backward(&case.hidden, 3, &w, &case.targets, &spec, oneself, &mut coef, &mut d_hidden, None);
+    assert!(terms.expect("terms").kl.expect("kl").iter().all(|kl| kl.abs() < 1e-7));
+    assert!(d_hidden.iter().all(|d| d.abs() < 1e-6), "{d_hidden:?}");
+    let small = Weight::from_rows(&[0.0; 50], 10, 5);
+    let other = Some(OtherHead { hidden: &case.hidden, w: &small });
+    let refused = head_terms(&case.hidden, 3, &w, &case.targets, &spec, other);
+    assert!(matches!(refused, Err(Error::Count { got: 10, expected: 2000, .. })));
+}
+
+#[test]
 fn backward_gives_the_terms_of_forward_and_the_samplers_bits() {
     let spec = HeadSpec { temperature: 0.9, entropy: true, argmax: true, ..HeadSpec::default() };
     let case = Case::new(50, 24, 700, spec);
     let w = case.weight();
-    let terms = head_terms(&case.hidden, case.m, &w, &case.targets, &spec).expect("terms");
+    let terms = head_terms(&case.hidden, case.m, &w, &case.targets, &spec, None).expect("terms");
     assert_eq!(case.backward().0, terms);
     for r in [0, 1, 17, 49] {
         let hidden = &case.hidden[r * case.c..(r + 1) * case.c];
@@ -170,7 +253,7 @@ fn chunks_and_threads_do_not_change_bits() {
     assert_eq!(run(2), whole);
     for at in [0, 170, 399] {
         let (spec, target) = (&case.spec, &case.targets[at..=at]);
-        let alone = head_terms(&case.hidden[at * 4..at * 4 + 4], 1, &case.weight(), target, spec).expect("terms");
+        let alone = head_terms(&case.hidden[at * 4..at * 4 + 4], 1, &case.weight(), target, spec, None).expect("terms");
         assert_eq!(alone.logp[0], whole.0.logp[at]);
     }
 }
@@ -182,7 +265,7 @@ fn rows_without_coefficients_have_no_gradient() {
     let mut coef =
         |rows: Range<usize>, _: &HeadTerms| HeadCoef { d_logp: vec![0.0; rows.len()], ..HeadCoef::default() };
     let spec = HeadSpec::default();
-    head_backward(&case.hidden, 3, &case.weight(), &case.targets, &spec, &mut coef, &mut d_hidden, None)
+    head_backward(&case.hidden, 3, &case.weight(), &case.targets, &spec, None, &mut coef, &mut d_hidden, None)
         .expect("terms");
     assert!(d_hidden.iter().all(|d| *d == 0.0));
 }
@@ -202,7 +285,7 @@ fn impossible_and_broken_logits() {
 fn bad_requests_are_errors() {
     let case = Case::new(2, 3, 5, HeadSpec::default());
     let w = case.weight();
-    let terms = |targets: &[u32], spec: &HeadSpec| head_terms(&case.hidden, 2, &w, targets, spec);
+    let terms = |targets: &[u32], spec: &HeadSpec| head_terms(&case.hidden, 2, &w, targets, spec, None);
     assert!(matches!(terms(&[0, 5], &HeadSpec::default()), Err(Error::Index { index: 5, len: 5, .. })));
     assert!(matches!(terms(&[0], &HeadSpec::default()), Err(Error::Count { got: 1, expected: 2, .. })));
     for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
@@ -211,6 +294,6 @@ fn bad_requests_are_errors() {
     }
     let mut coef = |_: Range<usize>, _: &HeadTerms| HeadCoef { d_logp: vec![1.0], ..HeadCoef::default() };
     let (spec, mut d_hidden) = (HeadSpec::default(), vec![0.0; 6]);
-    let result = head_backward(&case.hidden, 2, &w, &case.targets, &spec, &mut coef, &mut d_hidden, None);
+    let result = head_backward(&case.hidden, 2, &w, &case.targets, &spec, None, &mut coef, &mut d_hidden, None);
     assert!(matches!(result, Err(Error::Count { got: 1, expected: 2, .. })));
 }

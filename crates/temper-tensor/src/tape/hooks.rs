@@ -1,4 +1,4 @@
-//! Named points of a model: capture, replace, inject.
+//! Named points of a model: capture, replace, scale, inject.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,11 +10,12 @@ use crate::ops::Tensor;
 use crate::tape::{Origin, Tape, Var};
 
 /// What to do at named points while a tape runs. A tensor may have the value's shape or one row, which then stands for
-/// every row. Replacement stops the gradient; injection passes it on.
+/// every row. Replacement stops the gradient; scaling and injection pass it on.
 #[derive(Debug, Default)]
 pub struct Hooks {
     capture: BTreeSet<String>,
     replace: BTreeMap<String, Rc<Tensor>>,
+    scale: BTreeMap<String, Rc<Tensor>>,
     inject: BTreeMap<String, Rc<Tensor>>,
     captured: RefCell<BTreeMap<String, Rc<Tensor>>>,
     dropout: Option<Dropout>,
@@ -26,7 +27,7 @@ impl Hooks {
         Self::default()
     }
 
-    /// Keeps the value at point `name` (after any replacement and injection).
+    /// Keeps the value at point `name` (after any replacement, scaling and injection).
     pub fn capture(&mut self, name: &str) {
         self.capture.insert(name.into());
     }
@@ -34,6 +35,11 @@ impl Hooks {
     /// Puts `value` in place of the value at point `name`.
     pub fn replace(&mut self, name: &str, value: Tensor) {
         self.replace.insert(name.into(), Rc::new(value));
+    }
+
+    /// Multiplies the value at point `name` by `value`; a 0 leaves a unit out.
+    pub fn scale(&mut self, name: &str, value: Tensor) {
+        self.scale.insert(name.into(), Rc::new(value));
     }
 
     /// Adds `value` to the value at point `name`.
@@ -62,10 +68,14 @@ impl Hooks {
             let full = tape.ops.expand(value, x.rows(), x.cols())?;
             x = Var::new(Rc::new(full), None, &tape.mark.borrow(), x.origin());
         }
+        let constant = |value| Var::new(Rc::clone(value), None, &tape.mark.borrow(), Origin::Lost);
+        if let Some(value) = self.scale.get(name) {
+            check(name, value, &x)?;
+            x = tape.mul(&x, &constant(value))?;
+        }
         if let Some(value) = self.inject.get(name) {
             check(name, value, &x)?;
-            let added = Var::new(Rc::clone(value), None, &tape.mark.borrow(), Origin::Lost);
-            x = tape.add(&x, &added)?;
+            x = tape.add(&x, &constant(value))?;
         }
         if tape.capture && self.capture.contains(name) {
             self.captured.borrow_mut().insert(name.into(), x.value());

@@ -8,7 +8,7 @@ use temper_tensor::{HeadCoef, HeadSpec, HeadTerms, Hooks, Ops};
 
 use super::update::Update;
 use crate::error::Result;
-use crate::learner::Learner;
+use crate::learner::{Asked, Learner};
 use crate::recipe::OnlineStage;
 use crate::rollout::{self, Group};
 
@@ -140,8 +140,12 @@ impl Pass<'_> {
         Ok(loss)
     }
 
+    fn asked<'a>(&'a self, micro: &'a Micro) -> Asked<'a> {
+        Asked { spec: &self.spec, hooks: &micro.hooks, other: None }
+    }
+
     fn forward(&self, learner: &Learner, micro: &Micro) -> Result<HeadTerms> {
-        learner.terms_with(self.ops, &micro.batch, &self.spec, &micro.hooks)
+        learner.terms_with(self.ops, &micro.batch, &self.asked(micro))
     }
 
     /// The terms of every scored token of the step, for objectives that compare them all.
@@ -187,7 +191,7 @@ impl Pass<'_> {
             },
         };
         let recompute = self.stage.recompute;
-        let head = learner.accumulate_with(self.ops, &micro.batch, &self.spec, recompute, &micro.hooks, &mut coef)?;
+        let head = learner.accumulate_with(self.ops, &micro.batch, &self.asked(micro), recompute, &mut coef)?;
         if let Some(error) = failed {
             return Err(error.into());
         }

@@ -75,7 +75,7 @@ fn each(
 /// The first that is none, by its task and its part.
 pub(super) fn finite(groups: &[Group]) -> Result<()> {
     for group in groups {
-        for (rollout, shaped) in group.rollouts.iter().zip(&group.shaped) {
+        for (rollout, shaped) in group.rollouts.iter().zip(&group.shaped.rewards) {
             let parts = rollout.verdict.iter().flat_map(Verdict::parts).map(|(name, value)| (name.as_str(), *value));
             let after = [("after shaping", *shaped), ("less the KL to the reference", shaped - rollout.read.cost)];
             if let Some((name, value)) = parts.chain(after).find(|(_, value)| !value.is_finite()) {
@@ -107,7 +107,7 @@ pub(super) fn charge(kl: &KlReward, groups: &mut [Group]) -> Option<f64> {
 /// What the critic has to learn of every completion whose values were read.
 pub(super) fn targets(stage: &OnlineStage, groups: &mut [Group]) {
     for group in groups.iter_mut().filter(|g| !g.dropped()) {
-        for (rollout, shaped) in group.rollouts.iter_mut().zip(&group.shaped) {
+        for (rollout, shaped) in group.rollouts.iter_mut().zip(&group.shaped.rewards) {
             let (length, read) = (rollout.scored(), &mut rollout.read);
             if read.values.len() == length {
                 let rewards = token_rewards(shaped - read.cost, length, &read.steps);
@@ -118,13 +118,14 @@ pub(super) fn targets(stage: &OnlineStage, groups: &mut [Group]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use temper_model::{Author, Stop};
 
     use super::*;
     use crate::rollout::{Origin, Rollout};
 
-    fn group(reward: f64, shaped: f64, cost: f64) -> Group {
+    /// One completion of two tokens.
+    pub(in crate::online) fn group(reward: f64, shaped: f64, cost: f64) -> Group {
         let world = r#"{"kind":"tiny_world","families":["copying"],"levels":[1],"split":"train"}"#;
         let task = serde_json::from_str::<temper_env::TaskSource>(world).unwrap().open(0).unwrap().get(0).unwrap();
         let rollout = Rollout {
@@ -144,7 +145,8 @@ mod tests {
             verdict: Some(Verdict::Graded { reward, parts: vec![("correct".into(), reward)], said: None }),
             read: Readings { cost, ..Readings::default() },
         };
-        let (shaped, fates) = (vec![shaped], vec![temper_algo::Fate::Kept]);
+        let shaped = temper_algo::Shaped { rewards: vec![shaped], parts: vec![vec![reward]] };
+        let fates = vec![temper_algo::Fate::Kept];
         Group { rollouts: vec![rollout], shaped, fates, ..Group::new(task, vec![1]) }
     }
 

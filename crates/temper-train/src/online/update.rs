@@ -187,6 +187,7 @@ fn settings<'a, 'c: 'a>(ctx: &Context<'c>, stage: &'a OnlineStage, at: u64, roun
         micro_tokens: stage.micro_tokens,
         recompute: stage.recompute,
         adapter: stage.adapter.as_ref(),
+        sensitive: None,
         seed: ctx.stage_seed(&stage.id),
         index: at,
         round,

@@ -1,6 +1,7 @@
 //! The critic's side of an update.
 
 use temper_algo::stats::Running;
+use temper_algo::{SequenceMask, ValueTerm, Weighting};
 
 use crate::context::Context;
 use crate::critic::Critic;
@@ -9,7 +10,7 @@ use crate::learner::Update;
 use crate::metrics::{self as names, Metrics};
 use crate::offline::micro_batches;
 use crate::recipe::{CriticStage, OnlineStage};
-use crate::rollout::{self, Group};
+use crate::rollout::{self, Group, Rollout};
 
 /// What the critic's optimiser steps of a round added up to.
 #[derive(Debug, Default)]
@@ -24,8 +25,8 @@ pub(super) struct ValueUpdate {
 }
 
 impl ValueUpdate {
-    /// One optimiser step on the groups' values, every token with the same weight; `factor` is the learning rate's. Returns loss
-    /// and gradient norm.
+    /// One optimiser step on the groups' values, every token with its rollout's example weight; `factor` is the learning rate's.
+    /// Returns loss and gradient norm.
     pub(super) fn step(
         &mut self,
         ctx: &Context,
@@ -36,7 +37,7 @@ impl ValueUpdate {
         factor: f64,
     ) -> Result<(f64, f64)> {
         let scored: usize = groups.iter().map(|g| g.scored()).sum();
-        let weight = 1.0 / scored.max(1) as f64;
+        let mut weights = token_weights(groups)?.into_iter();
         let mut loss = 0.0;
         for part in micro_batches(groups.iter().map(|g| g.tokens()), stage.micro_tokens) {
             let groups = &groups[part];
@@ -45,15 +46,16 @@ impl ValueUpdate {
             let ret = column(|g| g.rollouts.iter().flat_map(|r| r.read.ret.clone()).collect());
             let batch = rollout::batch(groups)?;
             self.tokens += batch.ids.len() as u64;
+            let weights: Vec<f64> = weights.by_ref().take(old.len()).collect();
             critic.accumulate(ctx.ops(), &batch, stage.recompute, &mut |values| {
                 let terms =
                     values.iter().zip(&old).zip(&ret).map(|((v, old), ret)| settings.objective.term(*v, *old, *ret));
-                let slope = |term: temper_algo::ValueTerm| {
+                let slope = |(term, weight): (ValueTerm, &f64)| {
                     loss += weight * term.x;
                     self.clipped += u64::from(term.clipped);
                     weight * term.d_value
                 };
-                terms.map(slope).collect()
+                terms.zip(&weights).map(slope).collect()
             })?;
         }
         let CriticStage { optimizer, clip_norm, .. } = settings;
@@ -85,5 +87,32 @@ impl ValueUpdate {
         if let (Some(of), Some(rest)) = (ret.std().filter(differs), rest.std()) {
             metrics.set(names::EXPLAINED_VARIANCE, 1.0 - (rest / of).powi(2));
         }
+    }
+}
+
+/// The weight of every scored token of the step: a mean over tokens, in which a rollout that was drawn twice counts twice.
+fn token_weights(groups: &[&Group]) -> Result<Vec<f64>> {
+    let rollouts = || groups.iter().flat_map(|g| &g.rollouts);
+    let masks: Vec<Vec<f32>> = rollouts().map(|r| vec![1.0; r.scored()]).collect();
+    let of = |(r, mask): (&Rollout, _)| SequenceMask { weight: r.weight, ..SequenceMask::new(0, mask) };
+    let step: Vec<SequenceMask> = rollouts().zip(masks.iter().map(Vec::as_slice)).map(of).collect();
+    Ok(Weighting::Token {}.weights(&step)?.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use temper_model::Author;
+
+    use super::*;
+    use crate::online::readings::tests::group;
+
+    /// One token drawn twice and two drawn once: 2 / 4, 1 / 4, 1 / 4.
+    #[test]
+    fn what_was_drawn_twice_counts_twice() {
+        let [mut twice, once] = [group(1.0, 1.0, 0.0), group(0.0, 0.0, 0.0)];
+        let rollout = &mut twice.rollouts[0];
+        (rollout.tokens, rollout.authors, rollout.weight) = (vec![1], vec![Author::Model], 2.0);
+        assert_eq!(token_weights(&[&twice, &once]).unwrap(), [0.5, 0.25, 0.25]);
+        assert!(token_weights(&[]).unwrap().is_empty());
     }
 }

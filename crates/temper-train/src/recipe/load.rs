@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
+use super::missing::missing;
 use super::{Knobs, Recipe};
 
 /// A recipe that could not be read.
@@ -66,15 +67,28 @@ pub fn parse(text: &str, path: &Path, sets: &[String]) -> Result<Recipe, RecipeE
     for set in sets {
         apply_set(&mut value, set)?;
     }
-    let shape = |message| RecipeError::Shape { path: path.into(), message };
-    let knobs = take_knobs(&mut value).map_err(shape)?;
+    let written = value.clone();
+    read(value).map_err(|why| RecipeError::Shape { path: path.into(), message: with_all_missing(&written, why) })
+}
+
+/// What is missing everywhere, where something is: the parser alone stops at the first key.
+fn with_all_missing(recipe: &Value, why: String) -> String {
+    let mut all = missing(&Recipe::schema(), recipe);
+    if all.is_empty() || !why.contains("missing field") {
+        all.insert(0, why);
+    }
+    all.join("\n  ")
+}
+
+fn read(mut value: Value) -> Result<Recipe, String> {
+    let knobs = take_knobs(&mut value)?;
     // The parts one by one first, so that a message names the stage or task it concerns.
-    locate(&value).map_err(shape)?;
-    let mut recipe: Recipe = value.try_into().map_err(|e: toml::de::Error| shape(tidy(&e)))?;
+    locate(&value)?;
+    let mut recipe: Recipe = value.try_into().map_err(|e: toml::de::Error| tidy(&e))?;
     for (stage, knobs) in recipe.stage.iter_mut().zip(knobs).filter(|(_, knobs)| !knobs.is_empty()) {
         match stage.knobs_mut() {
             Some(place) => *place = knobs,
-            None => return Err(shape(format!("stage `{}`: nothing in a stage of this kind can move", stage.id()))),
+            None => return Err(format!("stage `{}`: nothing in a stage of this kind can move", stage.id())),
         }
     }
     Ok(recipe)

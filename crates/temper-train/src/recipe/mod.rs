@@ -10,7 +10,9 @@ mod input;
 mod knobs;
 mod load;
 mod method;
+mod missing;
 mod parts;
+mod sensitivity;
 mod slots;
 mod stages;
 mod steps;
@@ -26,6 +28,7 @@ pub use parts::{
     Batch, Clip, CriticStage, DataSource, Dtype, EvalSource, EvalTask, Generation, Mask, ModelAt, ModelSpec, Models,
     Optimizer, Overflow, Save, SaveDtype, Shape,
 };
+pub use sensitivity::Sensitivity;
 pub(crate) use slots::matches;
 pub use slots::{AfterUpdate, Freeze, GradientTransform};
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};

@@ -15,6 +15,7 @@ use super::knobs::Knobs;
 use super::parts::{
     Batch, Clip, CriticStage, DataSource, EvalTask, Generation, Mask, Optimizer, Overflow, Shape, clip_norm,
 };
+use super::sensitivity::Sensitivity;
 use super::slots::{AfterUpdate, Freeze, GradientTransform};
 use super::steps::StepRewards;
 use super::stream::Stream;
@@ -209,6 +210,9 @@ pub struct OfflineStage {
     /// Further terms of the loss, each with a `weight` and an `objective` (default none).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub terms: Vec<WeightedTerm>,
+    /// Units that are left out in training because they change most (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<Sensitivity>,
     /// Further losses on data of their own in every optimiser step (default none).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub streams: Vec<Stream>,
@@ -424,9 +428,14 @@ impl OnlineStage {
         self.objective.needs().contains(Needs::GREEDY) || self.shaping.iter().any(RewardShaping::needs_greedy)
     }
 
+    /// Names of the reward parts `[K]`.
+    pub fn reward_names(&self) -> Vec<&str> {
+        self.rewards.iter().map(|r| r.name.as_str()).collect()
+    }
+
     /// How many more times a round may sample to replace groups that were dropped.
     pub fn refill(&self) -> u32 {
-        self.group.iter().map(|g| g.refill()).max().unwrap_or(0)
+        self.group.iter().map(GroupShaper::refill).max().unwrap_or(0)
     }
 
     /// The shaping that asks for an episodic memory, where there is one.
@@ -444,7 +453,10 @@ impl OnlineStage {
         let fewest = self.budget.map_or(self.samples_per_prompt, |b| b.stage as usize);
         self.group.iter().fold(fewest, |n, g| match g {
             GroupShaper::DownSample { keep, counts: false, .. } => n.min(*keep as usize),
-            GroupShaper::DownSample { .. } | GroupShaper::MaskTruncated { .. } | GroupShaper::DropConstant { .. } => n,
+            GroupShaper::DownSample { .. }
+            | GroupShaper::MaskTruncated { .. }
+            | GroupShaper::DropUnsolved { .. }
+            | GroupShaper::DropConstant { .. } => n,
         })
     }
 }
@@ -467,7 +479,7 @@ fn yes() -> bool {
     true
 }
 fn drop_constant() -> Vec<GroupShaper> {
-    vec![GroupShaper::DropConstant { refill: 0 }]
+    vec![GroupShaper::DropConstant { refill: 0, part: None }]
 }
 fn share() -> f64 {
     1.0

@@ -57,13 +57,14 @@ pub fn shaping(stage: &OnlineStage, groups: &[Group], replaced: usize, progress:
         metrics.set(names::GROUPS_MISSING, dropped as f64);
     }
     let mean = |values: &mut dyn Iterator<Item = f64>| values.collect::<Running>().mean().unwrap_or(0.0);
-    if stage.group.iter().any(|g| !matches!(g, GroupShaper::DropConstant { .. })) {
+    let leaves_out = |g: &GroupShaper| matches!(g, GroupShaper::MaskTruncated { .. } | GroupShaper::DownSample { .. });
+    if stage.group.iter().any(leaves_out) {
         let fates = groups.iter().filter(|g| !g.dropped()).flat_map(|g| &g.fates);
         let left_out = mean(&mut fates.map(|f| f64::from(u8::from(*f != Fate::Kept))));
         metrics.set(names::ROLLOUTS_LEFT_OUT, left_out);
     }
     if !stage.shaping.is_empty() {
-        metrics.set(names::REWARD_SHAPED, mean(&mut groups.iter().flat_map(|g| &g.shaped).copied()));
+        metrics.set(names::REWARD_SHAPED, mean(&mut groups.iter().flat_map(|g| &g.shaped.rewards).copied()));
     }
     if stage.needs_greedy() {
         metrics.set(names::REWARD_GREEDY, mean(&mut groups.iter().filter_map(|g| Some(g.greedy.as_ref()?.reward()))));

@@ -2,7 +2,7 @@
 
 use temper_algo::group_reuse::{self, injected_reward, shaped_weight};
 use temper_algo::seed::SplitMix64;
-use temper_algo::{Fate, GroupRewards, Rollouts, ShapingInput, StepReward, fates, split_seed};
+use temper_algo::{Fate, GroupRewards, Rollouts, Shaped, ShapingInput, StepReward, fates, split_seed};
 
 use super::{Group, Origin, REDRAW, Rollout};
 use crate::error::Result;
@@ -17,15 +17,16 @@ pub(super) fn shape(stage: &OnlineStage, groups: &mut [Group], step: u64, seed: 
         group.shaped = shaped(stage, group, step, split_seed(seed, &[slot as u64]))?;
         neutral(group);
         let truncated: Vec<bool> = group.rollouts.iter().map(Rollout::truncated).collect();
-        group.fates = fates(&stage.group, &Rollouts { rewards: &group.shaped, truncated: &truncated });
+        let Shaped { rewards, parts } = &group.shaped;
+        let names = &stage.reward_names();
+        group.fates = fates(&stage.group, &Rollouts { rewards, truncated: &truncated, names, parts });
     }
     Ok(())
 }
 
-fn shaped(stage: &OnlineStage, group: &Group, step: u64, seed: u64) -> Result<Vec<f64>> {
-    let names: Vec<&str> = stage.rewards.iter().map(|r| r.name.as_str()).collect();
+fn shaped(stage: &OnlineStage, group: &Group, step: u64, seed: u64) -> Result<Shaped> {
+    let names = stage.reward_names();
     let weights: Vec<f64> = stage.rewards.iter().map(|r| r.weight).collect();
-    let parts = group.parts(names.len());
     let lengths = group.lengths();
     let draw = |i: usize| SplitMix64::new(split_seed(seed, &[i as u64])).next_f64();
     let draws: Vec<f64> = (0..group.rollouts.len()).map(draw).collect();
@@ -38,26 +39,27 @@ fn shaped(stage: &OnlineStage, group: &Group, step: u64, seed: u64) -> Result<Ve
     let input = ShapingInput {
         names: &names,
         weights: &weights,
-        parts: &parts,
         lengths: &lengths,
         greedy: group.greedy.as_ref().map(Rollout::reward),
         answers: &answers,
         texts: &texts,
         intrinsic: &intrinsic,
         draws: &draws,
+        group_draw: SplitMix64::new(seed).next_f64(),
         step,
     };
-    stage.shaping.iter().try_fold(group.rollouts.iter().map(Rollout::reward).collect(), |rewards: Vec<f64>, s| {
-        Ok(s.apply(&rewards, &input)?)
-    })
+    let rewards = group.rollouts.iter().map(Rollout::reward).collect();
+    let mut shaped = Shaped { rewards, parts: group.parts(names.len()) };
+    stage.shaping.iter().try_for_each(|s| s.apply(&mut shaped, &input))?;
+    Ok(shaped)
 }
 
 /// Once a rollout does as well as a member that was not sampled here, the member's reward is the mean of the rollouts.
 fn neutral(group: &mut Group) {
     let foreign = |r: &Rollout| r.origin != Origin::Sampled;
-    let own = group.rollouts.iter().zip(&group.shaped).filter(|(r, _)| !foreign(r));
+    let own = group.rollouts.iter().zip(&group.shaped.rewards).filter(|(r, _)| !foreign(r));
     let own: Vec<f64> = own.map(|(_, reward)| *reward).collect();
-    for (_, reward) in group.rollouts.iter().zip(&mut group.shaped).filter(|(r, _)| foreign(r)) {
+    for (_, reward) in group.rollouts.iter().zip(&mut group.shaped.rewards).filter(|(r, _)| foreign(r)) {
         *reward = injected_reward(*reward, &own);
     }
 }
@@ -65,10 +67,8 @@ fn neutral(group: &mut Group) {
 /// Advantages of all tokens that are trained on, over the completions of the round that count.
 pub fn advantages(stage: &OnlineStage, groups: &mut [Group], progress: &mut Progress) -> Result<()> {
     // A group without any is not there: neither bundles nor means see it.
-    let counted: Vec<Counted> = (0..groups.len())
-        .map(|index| Counted::new(index, &groups[index], stage.rewards.len()))
-        .filter(|c| !c.members.is_empty())
-        .collect();
+    let counted: Vec<Counted> =
+        (0..groups.len()).map(|index| Counted::new(index, &groups[index])).filter(|c| !c.members.is_empty()).collect();
     for group in &mut *groups {
         group.adv = vec![vec![]; group.rollouts.len()];
     }
@@ -107,7 +107,7 @@ pub fn redrawn(stage: &OnlineStage, groups: &mut [Group], step: usize, seed: u64
     let mut units: Vec<(usize, Vec<usize>)> = vec![];
     for (g, group) in groups.iter().enumerate() {
         let kept: Vec<usize> = (0..group.rollouts.len()).filter(|i| group.fates[*i] == Fate::Kept).collect();
-        let rewards: Vec<f64> = kept.iter().map(|i| group.shaped[*i]).collect();
+        let rewards: Vec<f64> = kept.iter().map(|i| group.shaped.rewards[*i]).collect();
         let of_group = redraw.unit.units(&rewards);
         units.extend(of_group.into_iter().map(|unit| (g, unit.into_iter().map(|i| kept[i]).collect())));
     }
@@ -144,13 +144,13 @@ fn given<'a, T: Clone + 'a>(members: &[usize], of: impl Fn(usize) -> &'a Vec<T>)
 }
 
 impl Counted {
-    fn new(index: usize, group: &Group, parts: usize) -> Self {
+    fn new(index: usize, group: &Group) -> Self {
         let members: Vec<usize> = (0..group.rollouts.len()).filter(|i| group.fates[*i] != Fate::Dropped).collect();
-        let (rows, lengths) = (group.parts(parts), group.lengths());
+        let lengths = group.lengths();
         Self {
             index,
-            rewards: members.iter().map(|i| group.shaped[*i] - group.rollouts[*i].read.cost).collect(),
-            parts: members.iter().map(|i| rows[*i].clone()).collect(),
+            rewards: members.iter().map(|i| group.shaped.rewards[*i] - group.rollouts[*i].read.cost).collect(),
+            parts: members.iter().map(|i| group.shaped.parts[*i].clone()).collect(),
             lengths: members.iter().map(|i| lengths[*i]).collect(),
             greedy: group.greedy.as_ref().map(Rollout::reward),
             values: given(&members, |i| &group.rollouts[i].read.values),

@@ -64,6 +64,42 @@ fn off_policy() {
     learns("RWR", &[rwr], "reward");
 }
 
+#[test]
+fn other_surrogates() {
+    let of = |rest: &str| format!("stage.rl.objective={{{rest},weighting={{kind=\"sequence\"}}}}");
+    let two = ["stage.rl.inner_epochs=2", "stage.rl.minibatches=2"];
+    learns("CISPO", &[&two[..], &[&of("surrogate={kind=\"cispo\"}")]].concat(), "reward");
+    let gvpo = of("advantage={kind=\"group_mean\"},surrogate={kind=\"gvpo\",beta=0.2}");
+    learns("GVPO", &[&gvpo, "model.reference.policy_at=stage_start"], "reward");
+}
+
+/// Values of a critic in place of a group's mean: one rollout a prompt would do.
+#[test]
+fn critics() {
+    let ppo = [
+        "model.critic.policy_at=stage_start",
+        "stage.rl.critic={optimizer={kind=\"adamw\",lr=2e-3}}",
+        "stage.rl.objective={advantage={kind=\"gae\",lambda=0.95}}",
+        "stage.rl.group=[]",
+        "stage.rl.minibatches=2",
+    ];
+    learns("PPO", &ppo, "reward");
+}
+
+/// One proposal a prompt, and the rationale in memory: the tasks come back every other round.
+#[test]
+fn proposals_and_a_memory() {
+    let trice = [
+        "stage.rl.samples_per_prompt=1",
+        "stage.rl.prompts_per_step=32",
+        "stage.rl.tasks.0.source.n=64",
+        "stage.rl.inject={from=\"stored\"}",
+        "stage.rl.group=[{kind=\"drop_unsolved\"}]",
+        "stage.rl.objective={advantage={kind=\"trice\"},surrogate={kind=\"reinforce\"},weighting={kind=\"group_sum\"}}",
+    ];
+    learns("TRICE", &trice, "reward");
+}
+
 /// Demonstrations teach what the policy samples now and then: worked steps before the answer.
 #[test]
 fn demonstrations_in_the_group() {

@@ -68,6 +68,46 @@ fn stored_answers_come_back_and_resume_with_the_same_bits() {
     assert_ne!(number(&plain[first], "grad_norm"), number(&rounds[first], "grad_norm"));
 }
 
+/// TRICE: one proposal a prompt, and where it is wrong the right answer of an earlier round. A prompt without any is not trained on.
+#[test]
+fn proposals_and_memories_resume_with_the_same_bits() {
+    let trice = [
+        "stage.rl.rewards=[{name=\"hex\",kind=\"format\",pattern=\"[0-9a-f]\"}]",
+        "stage.rl.samples_per_prompt=1",
+        "stage.rl.prompts_per_step=4",
+        "stage.rl.inject={from=\"stored\"}",
+        "stage.rl.group=[{kind=\"drop_unsolved\"}]",
+        "stage.rl.objective={advantage={kind=\"trice\"},surrogate={kind=\"reinforce\"},weighting={kind=\"group_sum\"}}",
+        "stage.rl.steps=6",
+    ];
+    let rounds = resumes(&trice).rounds();
+    let first = &rounds[0];
+    assert_eq!(number(first, "groups/injected_ratio"), 0.0);
+    assert!((number(first, "groups/dropped_ratio") - (1.0 - number(first, "reward"))).abs() < 1e-12, "{first}");
+    let with: Vec<_> = rounds.iter().filter(|r| number(r, "groups/injected_ratio") > 0.0).collect();
+    assert!(!with.is_empty() && with.iter().all(|r| number(r, "grad_norm") > 0.0), "{rounds:?}");
+    for round in &rounds {
+        let lost = 1.0 - number(round, "reward") - number(round, "groups/injected_ratio");
+        assert!((number(round, "groups/dropped_ratio") - lost).abs() < 1e-12, "{round}");
+    }
+}
+
+/// Groups go by the part that is named, not by the total that another part tells apart.
+#[test]
+fn groups_are_dropped_by_a_named_part() {
+    let with = |part: &str| {
+        let rewards = "stage.rl.rewards=[{name=\"never\",kind=\"format\",pattern=\"^never$\"},\
+                       {name=\"hex\",kind=\"format\",pattern=\"[0-9a-f]\"}]";
+        let group = format!("stage.rl.group=[{{kind=\"drop_constant\",refill=1{part}}}]");
+        go(&["stage.rl.steps=1", rewards, &group]).rounds().remove(0)
+    };
+    let (total, never) = (with(""), with(",part=\"never\""));
+    assert!(number(&total, "grad_norm") > 0.0 && number(&total, "reward_std") > 0.0, "{total}");
+    let names = ["groups/dropped_ratio", "groups/refilled", "groups/missing"];
+    assert_eq!(names.map(|name| number(&never, name)), [1.0, 3.0, 3.0], "{never}");
+    assert!(never.get("loss").is_none());
+}
+
 /// A budget decides how many completions there are and not what they say.
 #[test]
 fn a_budget_in_stages_samples_a_part_of_the_same_completions() {
@@ -127,6 +167,13 @@ fn settings_without_sense_are_found() {
         (&["stage.rl.budget={stage=2}", "stage.rl.objective={advantage={kind=\"risk\",bundle=3}}"], "differ in number"),
         (&[correction], "same numbers"),
         (&[correction, "stage.rl.inject={from=\"demonstration\"}"], "same numbers"),
+        (&["stage.rl.objective={advantage={kind=\"trice\"}}"], "one fresh proposal"),
+        (&["stage.rl.objective={advantage={kind=\"trice\"}}"], "drop_unsolved"),
+        (&["stage.rl.group=[{kind=\"drop_constant\",part=\"form\"}]"], "no reward part `form`"),
+        (
+            &["stage.rl.objective={advantage={kind=\"gdpo\"}}", "stage.rl.shaping=[{kind=\"length_budget\",start=4}]"],
+            "`gdpo` reads the parts",
+        ),
         (&["stage.rl.tasks.0.source.cot=true"], "`cot` has no effect"),
         (
             &["stage.rl.redraw={unit=\"pair\"}", "stage.rl.objective={surrogate={kind=\"nll\"}}"],

@@ -52,6 +52,24 @@ fn an_option_without_effect_is_an_error() {
 }
 
 #[test]
+fn every_missing_key_is_named_at_once() {
+    let place = Place::new();
+    let recipe = ["prompts_per_step = 2\n", "batch = { examples = 8 }\n", ", max_tokens = 6"]
+        .iter()
+        .fold(SMALL.to_owned(), |recipe, part| recipe.replace(part, ""));
+    place.write("bad.toml", recipe);
+    place.bad(
+        &["check", "bad.toml"],
+        &[
+            "`stage` `sft`: `batch` is missing: Size of an optimiser step.",
+            "`stage` `grpo`: `prompts_per_step` is missing: Prompts in a round, P.",
+            "`stage` `grpo`, `sampling`: `max_tokens` is missing",
+            "temper recipe schema",
+        ],
+    );
+}
+
+#[test]
 fn missing_files_are_errors_and_names_of_the_hub_are_not_local() {
     let place = Place::with_recipe();
     let missing = "model.policy.path=models/none";
@@ -138,7 +156,7 @@ fn numbers_that_nobody_means_are_refused() {
         .map(|key| format!("stage.grpo.{key}=100000000"));
     let sets: Vec<&str> = most.iter().flat_map(|set| ["--set", set]).collect();
     place.bad(&[&["check", "small.toml"], &sets[..]].concat(), &["sampled tokens in all", "a round samples"]);
-    bad("stage.sft.weighting={ kind = \"group\" }", &["`weighting` is `group`", "sequence"]);
+    bad("stage.sft.weighting={ kind = \"group\" }", &["`weighting` is by groups", "sequence"]);
     let text =
         place.good(&["check", "small.toml", "--set", "stage.sft.schedule={ kind = \"constant\", warmup_steps = 9 }"]);
     assert!(text.contains("warm-up of 9 steps") && text.contains("warning"), "{text}");

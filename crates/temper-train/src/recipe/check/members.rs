@@ -1,7 +1,7 @@
 //! Members that the policy did not sample, budgets in stages, and steps that are drawn anew.
 
 use temper_algo::group_reuse::{InjectFrom, InjectWhen};
-use temper_algo::{Advantage, Needs, RewardShaping};
+use temper_algo::{Advantage, GroupShaper, Needs, RewardShaping};
 use temper_env::{RewardKind, TaskSource};
 
 use super::Found;
@@ -62,6 +62,14 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
     }
     kl_turns(at, s, found);
     correction(at, s, found);
+    proposals(at, s, found);
+    if matches!(s.objective.advantage, Advantage::Gdpo { .. }) && !s.shaping.iter().all(RewardShaping::changes_parts) {
+        found.error(
+            at,
+            "`shaping` changes the total reward, and the advantage `gdpo` reads the parts",
+            "keep only what changes parts (`flip`), or use an advantage of the total reward",
+        );
+    }
     if s.redraw.is_some() && !s.objective.surrogate.uses_adv() {
         found.error(at, "`redraw` draws by advantages, and the surrogate reads none", "remove `redraw`");
     }
@@ -116,6 +124,27 @@ fn shared(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
     }
     if shared.groups == 0 {
         found.error(at, "shared.groups is 0, so nothing is shared", "remove `shared`");
+    }
+}
+
+/// TRICE compares a fresh proposal with what is stored.
+fn proposals(at: &str, s: &OnlineStage, found: &mut Found) {
+    if !matches!(s.objective.advantage, Advantage::Trice { .. }) {
+        return;
+    }
+    if s.samples_per_prompt != 1 || s.stores().is_none_or(|inject| inject.when != InjectWhen::AllWrong) {
+        found.error(
+            at,
+            "the advantage `trice` compares one fresh proposal of a prompt with its stored right answer",
+            "set `samples_per_prompt = 1` and `inject = { from = \"stored\" }`",
+        );
+    }
+    if !s.group.iter().any(|g| matches!(g, GroupShaper::DropUnsolved { .. })) {
+        found.error(
+            at,
+            "prompts without a right answer yet would count in the mean of `trice`",
+            "set `group = [{ kind = \"drop_unsolved\" }]`",
+        );
     }
 }
 

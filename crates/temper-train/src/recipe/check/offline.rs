@@ -48,11 +48,11 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut 
     optimizer_problems(at, &s.optimizer, s.clip_norm, found);
     schedule_problems(at, &s.schedule, s.steps, found);
     found.parts(at, "weighting", s.weighting.check());
-    if s.weighting == (Weighting::Group {}) {
+    if matches!(s.weighting, Weighting::Group {} | Weighting::GroupSum {}) {
         found.error(
             at,
-            "`weighting` is `group`, and every example is a group of its own",
-            "use `sequence`, which is the same here",
+            "`weighting` is by groups, and every example is a group of its own",
+            "use `sequence` or `sequence_sum`, which are the same here",
         );
     }
     for p in s.loss().check() {
@@ -71,6 +71,16 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OfflineStage, found: &mut 
     let copied = s.transform.iter().any(|t| matches!(t, Transform::CopiedSpans { .. }));
     if copied && s.prompt_weight != 0.0 {
         found.error(at, "`prompt_weight` would train on what `copied_spans` leaves out", "remove one of the two");
+    }
+    found.parts(at, "sensitivity", s.sensitivity.iter().flat_map(crate::recipe::Sensitivity::check).collect());
+    if let (Some(sensitivity), Some(steps)) = (&s.sensitivity, s.steps)
+        && sensitivity.every.saturating_mul(sensitivity.looks) >= steps
+    {
+        found.warn(
+            at,
+            format!("`sensitivity` chooses units after {} looks, and the stage ends before", sensitivity.looks),
+            "look more often (`every`), or take more steps",
+        );
     }
     found.parts(at, "input", s.input.iter().flat_map(Input::check).collect());
     found.parts(at, "constraint", s.constraint.iter().flat_map(temper_algo::SampleConstraint::check).collect());

@@ -167,7 +167,7 @@ fn group_problems(at: &str, s: &OnlineStage, found: &mut Found) {
     let round = advantage.check_round(s.prompts_per_step, s.counted_samples());
     found.parts(at, "objective.advantage", round);
     s.shaping.iter().for_each(|shaping| found.parts(at, "shaping", shaping.check(&names)));
-    s.group.iter().for_each(|shaper| found.parts(at, "group", shaper.check(s.samples_per_prompt)));
+    s.group.iter().for_each(|shaper| found.parts(at, "group", shaper.check(s.samples_per_prompt, &names)));
     step_problems(at, s, found);
     if s.refill() > MOST_REFILLS {
         found.error(

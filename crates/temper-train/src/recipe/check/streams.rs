@@ -94,11 +94,11 @@ fn rows(at: &str, stream: &Stream, online: Option<&OnlineStage>, found: &mut Fou
 
 fn loss(recipe: &Recipe, at: &str, stream: &Stream, found: &mut Found) {
     found.parts(at, "weighting", stream.weighting.check());
-    if stream.weighting == (Weighting::Group {}) {
+    if matches!(stream.weighting, Weighting::Group {} | Weighting::GroupSum {}) {
         found.error(
             at,
-            "`weighting` is `group`, and every example is a group of its own",
-            "use `sequence`, which is the same here",
+            "`weighting` is by groups, and every example is a group of its own",
+            "use `sequence` or `sequence_sum`, which are the same here",
         );
     }
     for p in stream.loss().check() {
