@@ -175,6 +175,11 @@ pub fn dot() -> Dot {
     in_use().1
 }
 
+/// The name of what f32 products run on: tiles, or the multiply-adds of [`isa`]. Their bits differ.
+pub fn f32_products() -> &'static str {
+    if dot() == Dot::Amx { Dot::Amx.name() } else { isa().name() }
+}
+
 /// Compiles one `#[inline(always)]` body, generic over a constant `FMA: bool`, for every level and dispatches to it.
 ///
 /// `multiversion! { /// docs  pub fn name(a: &[f32], b: &mut [f32]) -> f32 = body, name_at; }` makes `name`, which runs

@@ -65,7 +65,7 @@ pub use buf::Buf;
 pub use cpu::Cpu;
 pub use error::{Error, Result};
 pub use head::{HeadCoef, HeadSpec, HeadTerms, RowTerms, row_terms};
-pub use isa::{Dot, Isa, dot, isa};
+pub use isa::{Dot, Isa, dot, f32_products, isa};
 pub use kernels::dropout::Dropout;
 pub use kv::{CacheSlot, KvCache, KvPage, PAGE};
 pub use ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};

@@ -10,6 +10,7 @@ mod value;
 
 use std::time::Instant;
 
+use temper_algo::Needs;
 use temper_env::Scorer;
 use temper_model::Model;
 
@@ -76,7 +77,10 @@ pub fn run(
         }
         drop(sampled);
         let mut trained: Vec<Group> = groups.into_iter().filter_map(Group::trained).collect();
-        if let Some(reference) = reference.as_deref().filter(|_| now.objective.kl_reward.is_none()) {
+        if let Some(reference) = reference.as_deref().filter(|_| {
+            // A KL in the reward was read before; a stream reads the reference for itself.
+            now.objective.kl_reward.is_none() && now.objective.needs().contains(Needs::LOGP_REF)
+        }) {
             readings::reference(ctx, reference, &learner.model, now, &mut trained)?;
         }
         let beside = update::Beside { streams: &streams, shown: &shown, tasks };

@@ -157,14 +157,14 @@ fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
 }
 
 /// `env.json`: what the run began with, and what it was resumed with. Returns the instructions that the run began on when they are
-/// others now: those of f32, and those of bf16 where the recipe computes in it.
+/// others now: those of f32 and of its products, and those of bf16 where the recipe computes in it.
 fn write_env(dir: &RunDir, options: &RunOptions, dtype: Dtype, resumed: bool) -> Result<Option<String>> {
     let began = std::fs::read(dir.env()).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let Some(mut env) = began.filter(|env| resumed && env.is_object()) else {
         dir.write_json(&dir.env(), &options.env)?;
         return Ok(None);
     };
-    let read: &[&str] = if dtype == Dtype::Bf16 { &["isa", "bf16"] } else { &["isa"] };
+    let read: &[&str] = if dtype == Dtype::Bf16 { &["isa", "f32", "bf16"] } else { &["isa", "f32"] };
     let differs = |key: &&&str| env[**key].as_str().is_some_and(|began| options.env[**key] != *began);
     let other = read.iter().find(differs).and_then(|key| env[*key].as_str()).map(String::from);
     match env["resumed"].as_array_mut() {

@@ -105,6 +105,14 @@ pub(crate) fn sync(
     reference: &mut Reference,
 ) -> Result<()> {
     let Reference::Model(reference) = reference else { return Ok(()) };
+    let names = |m: &Model| m.params.iter().map(|(_, p)| p.name.clone()).collect::<Vec<_>>();
+    let moves = after.iter().any(|a| matches!(a, AfterUpdate::ReferenceSync { .. }));
+    if moves && (policy.config != reference.config || names(policy) != names(reference)) {
+        return Err(Error::user(
+            "`after_update` mixes the policy into the reference, and the two models have different shapes",
+            "take a reference of the policy's shape, or remove `reference_sync`",
+        ));
+    }
     for after in after {
         if let AfterUpdate::ReferenceSync { every, alpha } = after
             && step.is_multiple_of(*every)

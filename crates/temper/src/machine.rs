@@ -31,6 +31,7 @@ pub(crate) fn record(seed: u64) -> serde_json::Value {
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "threads": rayon::current_num_threads(),
         "isa": temper_tensor::isa().name(),
+        "f32": temper_tensor::f32_products(),
         "bf16": temper_tensor::dot().name(),
         "memory_bytes": proc_kib("/proc/meminfo", "MemTotal:").map(|kib| kib * 1024),
         "os": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),

@@ -64,7 +64,9 @@ pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize, streams: &[
     let at_once = if turns > 1 { completions } else { s.max_batch.min(completions) };
     let going_on = match &s.step_rewards {
         Some(StepRewards::Continued { samples, max_tokens, .. }) => {
-            s.max_batch * max_tokens + s.max_batch.div_ceil(*samples.max(&1)) * (prompt + completion)
+            let at_once = s.max_batch.min(completions.saturating_mul(completion).saturating_mul(*samples));
+            let prompts = at_once.div_ceil(*samples.max(&1)).saturating_mul(prompt + completion);
+            at_once.saturating_mul(*max_tokens).saturating_add(prompts)
         }
         Some(StepRewards::Solution { .. }) | None => 0,
     };

@@ -166,11 +166,15 @@ impl Continued<'_, '_> {
             let group = &groups[place.group];
             let (i, j) = place.of.map_or((0, 0), |(i, j)| (i as u64 + 1, j as u64 + 1));
             let before = place.of.map_or(&[][..], |(i, _)| &group.rollouts[i].tokens[..place.tokens]);
-            let prompt = [group.prompt.as_slice(), before, &forced].concat();
+            let text = self.tokenizer.decode(before, true);
+            // A text that has come to the mark by itself gets no second one.
+            let (force, forced) =
+                if text.trim_end().ends_with(force.trim()) { ("", &[][..]) } else { (force.as_str(), &forced[..]) };
+            let prompt = [group.prompt.as_slice(), before, forced].concat();
             if prompt.len() < self.model.config.max_position_embeddings {
                 let path = |s: usize| [place.group as u64, i, j, s as u64];
                 let seeds = (0..*samples).map(|s| split_seed(self.seed, &path(s))).collect();
-                asked.push((k, before));
+                asked.push((k, format!("{text}{force}"), before.len() + forced.len()));
                 requests.push(Request { prompt, seeds });
             }
         }
@@ -178,11 +182,10 @@ impl Continued<'_, '_> {
         let (ops, batch) = (self.ctx.ops(), self.stage.max_batch);
         let done = complete(ops, self.tokenizer, self.model, &requests, &rules, batch, None, &mut |_, _| {})?;
         let mut texts = vec![];
-        for ((k, before), completions) in asked.iter().zip(&done) {
-            let head = format!("{}{force}", self.tokenizer.decode(before, true));
+        for ((k, head, before), completions) in asked.iter().zip(&done) {
             for c in completions {
                 let text = format!("{head}{}", sampling::text(self.tokenizer, &c.tokens, &rules.stop));
-                texts.push((*k, text, before.len() + forced.len() + c.tokens.len(), c.stop.truncated()));
+                texts.push((*k, text, before + c.tokens.len(), c.stop.truncated()));
             }
         }
         let transcripts: Vec<Transcript> = texts

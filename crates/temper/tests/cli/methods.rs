@@ -40,6 +40,9 @@ fn small(recipe: &Value) -> Vec<String> {
         if stage.get("critic").and_then(|c| c.get("objective")?.get("warmup_steps")).is_some() {
             sets.push(format!("stage.{i}.critic.objective.warmup_steps=1"));
         }
+        let after = stage.get("after_update").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let often = after.iter().enumerate().filter(|(_, slot)| slot.get("every").is_some());
+        sets.extend(often.map(|(j, _)| format!("stage.{i}.after_update.{j}.every=1")));
         if stage["kind"].as_str() == Some("online") {
             let most = stage["prompts_per_step"].as_integer().unwrap_or(4).min(10);
             sets.push(format!("stage.{i}.prompts_per_step={most}"));

@@ -1,5 +1,5 @@
-//! `y = x w^T` for a few rows, by multiply-adds, with the bits of the tiles: reading the weights takes longer than splitting them in
-//! registers, and packing them would take longer still.
+//! `y = x w^T` for a few rows, by multiply-adds, with the bits of the tiles (for values above 2^-110): reading the weights takes longer
+//! than splitting them in registers, and packing them would take longer still.
 #![allow(unsafe_code)] // vector intrinsics on pointers with strides, and the mode of rounding
 
 use std::arch::asm;
