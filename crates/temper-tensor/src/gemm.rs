@@ -5,7 +5,7 @@
 //! changes no bits. So results depend neither on the number of rows nor on tiles, blocks, threads or, for the weight
 //! gradient, on how rows are cut into calls.
 //!
-//! Where the processor has AMX tiles, [`split`] takes f32 products over, with another order of additions.
+//! Where the processor has AMX tiles, `gemm/split.rs` takes f32 products over, with another order of additions.
 
 mod backward;
 pub mod bf16;
