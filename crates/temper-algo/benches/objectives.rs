@@ -27,8 +27,10 @@ fn policy_objectives(c: &mut Criterion) {
     let (sequences, groups) = (vec![SHAPE.2; SHAPE.0 * SHAPE.1], vec![SHAPE.1; SHAPE.0]);
     let mut group = c.benchmark_group("policy");
     group.throughput(Throughput::Elements(logp.len() as u64));
-    for surrogate in support::every_surrogate() {
-        let name = serde_json::to_value(surrogate).map_or_else(|_| String::new(), |v| v["kind"].to_string());
+    for (i, surrogate) in support::every_surrogate().into_iter().enumerate() {
+        let value = serde_json::to_value(surrogate).unwrap_or_default();
+        // Some kinds come with several settings.
+        let name = format!("{i}-{}", value["kind"].as_str().unwrap_or_default());
         let objective = PolicyObjective { surrogate, ..PolicyObjective::default() };
         let rows = Rows {
             logp: &logp,

@@ -169,6 +169,10 @@ fn settings_without_sense_are_found() {
         (&[correction, "stage.rl.inject={from=\"demonstration\"}"], "same numbers"),
         (&["stage.rl.objective={advantage={kind=\"trice\"}}"], "one fresh proposal"),
         (&["stage.rl.objective={advantage={kind=\"trice\"}}"], "drop_unsolved"),
+        (
+            &["stage.rl.objective={advantage={kind=\"trice\",threshold=0.7}}", "stage.rl.inject={from=\"stored\"}"],
+            "above 0.7, elsewhere above 0.5",
+        ),
         (&["stage.rl.group=[{kind=\"drop_constant\",part=\"form\"}]"], "no reward part `form`"),
         (
             &["stage.rl.objective={advantage={kind=\"gdpo\"}}", "stage.rl.shaping=[{kind=\"length_budget\",start=4}]"],

@@ -129,8 +129,17 @@ fn shared(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
 
 /// TRICE compares a fresh proposal with what is stored.
 fn proposals(at: &str, s: &OnlineStage, found: &mut Found) {
-    if !matches!(s.objective.advantage, Advantage::Trice { .. }) {
-        return;
+    let Advantage::Trice { threshold } = s.objective.advantage else { return };
+    let dropped = s.group.iter().filter_map(|g| match g {
+        GroupShaper::DropUnsolved { threshold } => Some(*threshold),
+        _ => None,
+    });
+    if let Some(other) = dropped.chain(s.stores().map(|inject| inject.threshold)).find(|other| *other != threshold) {
+        found.error(
+            at,
+            format!("a right answer of `trice` has a reward above {threshold}, elsewhere above {other}"),
+            "give `advantage`, `inject` and `drop_unsolved` one `threshold`",
+        );
     }
     if s.samples_per_prompt != 1 || s.stores().is_none_or(|inject| inject.when != InjectWhen::AllWrong) {
         found.error(
