@@ -31,7 +31,9 @@ fn commit() {
 
 /// Writes `recipes.rs`: a static table of (file name, text) of every recipe.
 fn recipes() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    // As cargo says now: this program may have been compiled for another copy of the source.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo");
+    let folder = Path::new(&package).join("../../recipes");
     println!("cargo:rerun-if-changed={}", folder.display());
     let entries = std::fs::read_dir(&folder).expect("the folder of recipes is part of the source");
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a readable folder").path()).collect();
