@@ -120,7 +120,9 @@ fn block_tensor(c: &Config, layer: usize, part: &str, gguf: &str) -> TensorSpec 
 pub(crate) fn deinterleave<T: Copy>(rows: &[T], heads: usize, k: usize) -> Vec<T> {
     let d = rows.len() / heads / k;
     let order = (0..heads).flat_map(|h| (0..2).flat_map(move |half| (0..d / 2).map(move |i| h * d + 2 * i + half)));
-    order.flat_map(|row| &rows[row * k..(row + 1) * k]).copied().collect()
+    let mut out = Vec::with_capacity(rows.len());
+    order.for_each(|row| out.extend_from_slice(&rows[row * k..(row + 1) * k]));
+    out
 }
 
 #[cfg(test)]

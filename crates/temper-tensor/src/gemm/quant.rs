@@ -33,6 +33,11 @@ const SCALE: usize = 8;
 const OFFSET: usize = 9;
 const ZERO: usize = 10;
 
+/// All bits of a f32 but its sign.
+const MAGNITUDE: u32 = 0x7fff_ffff;
+/// Added to a small number, it leaves the nearest integer, ties to even, in the lowest bits of the sum.
+const ROUND: f32 = 12_582_912.0;
+
 /// Rows of x whose blocks stay in the second-level cache while panels go by.
 const ROWS: usize = 192;
 /// Words of weights below which a second thread costs more than it brings.
@@ -72,7 +77,7 @@ fn linear_at(way: Way, x: &[f32], m: usize, w: &QuantPanels, y: &mut [f32], acc:
     }
     let mut words = Buf::dirty(m * k / BLOCK * X_WORDS);
     let blocks = words.words_mut().as_chunks_mut::<X_WORDS>().0;
-    quantised(x, k, w.blocks().zero(), blocks);
+    quantised(way, x, k, w.blocks().zero(), blocks);
     let blocks = &*blocks;
     let out = Output(y.as_mut_ptr());
     let task = |panels: Range<usize>| {
@@ -116,38 +121,58 @@ unsafe fn columns(way: Way, w: &QuantPanels, panel: usize, rows: Range<usize>, x
 }
 
 /// Rows of x in blocks.
-fn quantised(x: &[f32], k: usize, zero: i32, out: &mut [XBlock]) {
+fn quantised(way: Way, x: &[f32], k: usize, zero: i32, out: &mut [XBlock]) {
     let (chunk, per_row) = (QUANTISE * k, k / BLOCK);
+    let quantise = |x: &[f32], out: &mut [XBlock]| match way {
+        Way::Plain(isa) => quantise_at(isa, x, zero, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the way is only ever taken where the processor offers it.
+        Way::Vnni => unsafe { kernel::vnni::quantise(x, zero, out) },
+    };
     if x.len() <= chunk {
-        return quantise(x, zero, out);
+        return quantise(x, out);
     }
     let chunks = x.par_chunks(chunk).zip(out.par_chunks_mut(QUANTISE * per_row));
-    chunks.for_each(|(x, out)| quantise(x, zero, out));
+    chunks.for_each(|(x, out)| quantise(x, out));
+}
+
+/// The scale of a block whose largest magnitude has these bits, and what its values are multiplied by. As integers, magnitudes are in
+/// the order of their values, and NaN is above all.
+#[inline(always)]
+#[allow(clippy::inline_always)] // compiled into each instruction-set level's function
+fn scale(most: u32) -> (f32, f32) {
+    let most = f32::from_bits(most);
+    let d = if most.is_finite() { most / 127.0 } else { f32::NAN };
+    // Below the normal range the inverse could overflow; such a block is one of zeros.
+    (d, if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 })
+}
+
+/// Writes what follows a block's codes.
+#[inline(always)]
+#[allow(clippy::inline_always)] // as above
+fn finish(out: &mut XBlock, d: f32, sum: i32, zero: i32) {
+    out[SCALE] = d.to_bits();
+    out[OFFSET] = (d * sum as f32).to_bits();
+    out[ZERO] = (-zero * sum).cast_unsigned();
 }
 
 #[inline(always)]
 #[allow(clippy::inline_always)] // compiled into each instruction-set level's function
 fn quantise_body<const FMA: bool>(x: &[f32], zero: i32, out: &mut [XBlock]) {
     for (x, out) in x.as_chunks::<BLOCK>().0.iter().zip(out) {
-        // As integers, magnitudes are in the order of their values, and NaN is above all.
-        let most = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
-        let most = f32::from_bits(most);
-        let d = if most.is_finite() { most / 127.0 } else { f32::NAN };
-        // Below the normal range the inverse could overflow; such a block is one of zeros.
-        let inverse = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
-        let mut codes = [0_i32; BLOCK];
-        codes.iter_mut().zip(x).for_each(|(code, x)| *code = (x * inverse).round_ties_even() as i32);
-        let sum: i32 = codes.iter().sum();
+        let (d, inverse) = scale(x.iter().fold(0, |most, x| most.max(x.to_bits() & MAGNITUDE)));
+        let mut codes = [0_u8; BLOCK];
+        codes.iter_mut().zip(x).for_each(|(code, x)| *code = (x * inverse + ROUND).to_bits() as u8);
+        let sum: i32 = codes.iter().map(|code| i32::from(code.cast_signed())).sum();
         for (word, codes) in out.iter_mut().zip(codes.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(codes.map(|c| c as u8));
+            *word = u32::from_le_bytes(*codes);
         }
-        out[SCALE] = d.to_bits();
-        out[OFFSET] = (d * sum as f32).to_bits();
-        out[ZERO] = (-zero * sum).cast_unsigned();
+        finish(out, d, sum, zero);
     }
 }
 
 multiversion! {
     /// Blocks of 32 values as integers with a scale.
+    #[allow(dead_code)] // called at a given level
     fn quantise(x: &[f32], zero: i32, out: &mut [XBlock]) = quantise_body, quantise_at;
 }

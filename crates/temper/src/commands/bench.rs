@@ -17,7 +17,10 @@ pub(crate) fn run(args: &Bench) -> anyhow::Result<Exit> {
         (Some(path), Compute::Quantised) => Model::load_quantised(&device, hub::local(path)?),
         (Some(path), _) => Model::load(&device, hub::local(path)?),
         (None, Compute::Quantised) => {
-            return Err(user("there is no model whose blocks could be measured", "name a .gguf file with quantised matrices"));
+            return Err(user(
+                "there is no model whose blocks could be measured",
+                "name a .gguf file with quantised matrices",
+            ));
         }
         (None, _) => Model::init(&device, &bench::default_shape(), 0),
     };

@@ -29,7 +29,8 @@ pub(crate) fn run(args: &Eval) -> anyhow::Result<Exit> {
         return Err(user(problem.what, problem.hint));
     }
     let device = machine::device(args.threads)?;
-    let (model, tokenizer) = Source::find(&args.model, args.base.as_deref())?.load_to_read(&device, args.dtype.as_asked())?;
+    let (model, tokenizer) =
+        Source::find(&args.model, args.base.as_deref())?.load_to_read(&device, args.dtype.as_asked())?;
     let subject = Subject { ops: &device, model: &model, tokenizer: &tokenizer, seed: args.seed, stop: None };
     let mut progress = Progress::on_stderr();
     // As a run does: an operation then forks from inside the pool.

@@ -26,7 +26,8 @@ pub(crate) fn run(args: &Generate) -> anyhow::Result<Exit> {
     let rules = rules(args)?;
     let device = machine::device(args.threads)?;
     let asked = asked(args)?;
-    let (model, tokenizer) = Source::find(&args.model, args.base.as_deref())?.load_to_read(&device, args.dtype.as_asked())?;
+    let (model, tokenizer) =
+        Source::find(&args.model, args.base.as_deref())?.load_to_read(&device, args.dtype.as_asked())?;
     let prompts = asked.iter().map(|a| a.encode(&tokenizer)).collect::<anyhow::Result<Vec<_>>>()?;
     let seeds = |i: usize| (0..args.n as u64).map(|s| split_seed(args.seed, &[i as u64, s])).collect();
     let requests: Vec<Request> =

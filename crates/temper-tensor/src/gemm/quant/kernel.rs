@@ -105,22 +105,53 @@ multiversion! {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod vnni {
+pub(super) mod vnni {
     #![allow(clippy::needless_range_loop)] // loops over registers
+    #![allow(clippy::cast_ptr_alignment)] // vectors are loaded and stored unaligned
 
     use std::arch::x86_64::{
-        __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512, _mm512_cvtepi32_ps,
-        _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps,
-        _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        __m256i, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_prefetch, _mm_storeu_si128,
+        _mm256_loadu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_cvt_roundps_epi32, _mm512_cvtepi32_epi8,
+        _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_mul_ps, _mm512_reduce_add_epi32,
+        _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
         _mm512_setzero_si512, _mm512_srli_epi16,
     };
 
-    use super::super::{OFFSET, SCALE, X_WORDS, XBlock, ZERO};
+    use super::super::{MAGNITUDE, OFFSET, SCALE, X_WORDS, XBlock, ZERO, finish, scale};
     use crate::panels::LANES;
-    use crate::quant_panels::Blocks;
+    use crate::quant_panels::{BLOCK, Blocks};
 
     /// Bytes ahead of what is read that are fetched.
-    const AHEAD: usize = 2048;
+    const AHEAD: usize = 4096;
+
+    /// As the plain body does it.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(in super::super) unsafe fn quantise(x: &[f32], zero: i32, out: &mut [XBlock]) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        let magnitude = _mm512_set1_epi32(MAGNITUDE.cast_signed());
+        for (x, out) in x.as_chunks::<BLOCK>().0.iter().zip(out) {
+            // SAFETY: a block has two vectors of values, and room for two of codes.
+            unsafe {
+                let bits = |half: usize| _mm512_loadu_si512(x.as_ptr().add(half * LANES).cast());
+                let most = [bits(0), bits(1)].map(|v| _mm512_and_si512(v, magnitude));
+                let (d, inverse) = scale(_mm512_reduce_max_epu32(_mm512_max_epu32(most[0], most[1])));
+                let mut sum = _mm512_setzero_si512();
+                for half in 0..2 {
+                    let scaled = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr().add(half * LANES)), _mm512_set1_ps(inverse));
+                    let codes = _mm512_cvt_roundps_epi32::<NEAREST>(scaled);
+                    sum = _mm512_add_epi32(sum, codes);
+                    _mm_storeu_si128(out.as_mut_ptr().add(half * 4).cast(), _mm512_cvtepi32_epi8(codes));
+                }
+                // A value that is not finite has a code of no meaning, and its block a scale of NaN.
+                let sum = if d.is_nan() { 0 } else { _mm512_reduce_add_epi32(sum) };
+                finish(out, d, sum, zero);
+            }
+        }
+    }
 
     /// How many of so many rows are taken at once.
     pub(super) fn rows(most: usize) -> usize {
@@ -199,19 +230,28 @@ mod vnni {
                     }
                 }
                 let halves = |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(block.add(at).cast::<__m256i>()));
-                let scale = halves(0);
+                let row = |r: usize| {
+                    let row: *const [u32; X_WORDS] = x.add(r * per_row + b);
+                    row.cast::<i32>()
+                };
+                // Rows take turns, so that none waits for its own last product.
+                let mut dots = [_mm512_setzero_si512(); R];
                 for r in 0..R {
-                    let x: *const [u32; X_WORDS] = x.add(r * per_row + b);
-                    let x = x.cast::<i32>();
-                    let mut dots = _mm512_set1_epi32(*x.add(ZERO));
-                    for t in 0..8 {
-                        dots = _mm512_dpbusd_epi32(dots, code[t], _mm512_set1_epi32(*x.add(t)));
+                    dots[r] = _mm512_set1_epi32(*row(r).add(ZERO));
+                }
+                for t in 0..8 {
+                    for r in 0..R {
+                        dots[r] = _mm512_dpbusd_epi32(dots[r], code[t], _mm512_set1_epi32(*row(r).add(t)));
                     }
-                    let x = x.cast::<f32>();
+                }
+                let scale = halves(0);
+                let minimum = if MINIMUM { halves(LANES / 2) } else { scale };
+                for r in 0..R {
+                    let x = row(r).cast::<f32>();
                     let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*x.add(SCALE)));
-                    sums[r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots), sums[r]);
+                    sums[r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots[r]), sums[r]);
                     if MINIMUM {
-                        sums[r] = _mm512_fmadd_ps(halves(LANES / 2), _mm512_set1_ps(*x.add(OFFSET)), sums[r]);
+                        sums[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(*x.add(OFFSET)), sums[r]);
                     }
                 }
             }

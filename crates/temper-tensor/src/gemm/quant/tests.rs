@@ -76,7 +76,10 @@ fn products_agree_with_their_definition_in_f64_and_all_ways_with_each_other() {
                         let terms = || (0..k).map(|j| rows[at / n][j] * value(blocks, &raw, k, at % n, j));
                         let (want, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
                         let off = [f64::from(*y) - want, f64::from(*more) - f64::from(old[at]) - want];
-                        assert!(off.iter().all(|e| e.abs() < 1e-6 * (size + 1.0)), "{way:?} {blocks:?} {m} {n} {k}: {off:?}");
+                        assert!(
+                            off.iter().all(|e| e.abs() < 1e-6 * (size + 1.0)),
+                            "{way:?} {blocks:?} {m} {n} {k}: {off:?}"
+                        );
                     }
                     match &first {
                         None => first = Some([y, more]),
@@ -147,10 +150,10 @@ fn rows_do_not_depend_on_their_batch_or_threads() {
 
 #[test]
 fn activations_are_rounded_to_the_nearest_code_ties_to_even() {
-    for isa in levels() {
+    for way in ways() {
         let code = |x: &[f32; BLOCK]| {
             let mut out = [[0; X_WORDS]];
-            quantise_at(isa, x, 8, &mut out);
+            quantised(way, x, BLOCK, 8, &mut out);
             let codes: Vec<i8> = out[0][..8].iter().flat_map(|w| w.to_le_bytes()).map(u8::cast_signed).collect();
             let [d, offset] = [SCALE, OFFSET].map(|at| f32::from_bits(out[0][at]));
             (codes, d, offset, out[0][ZERO].cast_signed())
@@ -159,17 +162,17 @@ fn activations_are_rounded_to_the_nearest_code_ties_to_even() {
         let mut x = [0.0; BLOCK];
         x[..9].copy_from_slice(&[127.0, -127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.4, 126.6]);
         let (codes, d, offset, zero) = code(&x);
-        assert_eq!((&codes[..9], d), (&[127, -127, 0, 2, 2, 0, -2, 0, 127][..], 1.0), "{isa:?}");
+        assert_eq!((&codes[..9], d), (&[127, -127, 0, 2, 2, 0, -2, 0, 127][..], 1.0), "{way:?}");
         assert!(codes[9..].iter().all(|c| *c == 0));
-        assert_eq!((offset, zero), (129.0, -8 * 129), "{isa:?}");
+        assert_eq!((offset, zero), (129.0, -8 * 129), "{way:?}");
         let (codes, d, ..) = code(&[0.0; BLOCK]);
         assert!(d == 0.0 && codes.iter().all(|c| *c == 0));
         for tiny in [1e-40, f32::MIN_POSITIVE] {
             let (codes, d, ..) = code(&[tiny; BLOCK]);
-            assert!(d.is_finite() && codes.iter().all(|c| *c == 0), "{isa:?} {tiny}");
+            assert!(d.is_finite() && codes.iter().all(|c| *c == 0), "{way:?} {tiny}");
         }
         let (codes, d, ..) = code(&[-f32::MAX; BLOCK]);
-        assert!(d.is_finite() && codes.iter().all(|c| *c == -127), "{isa:?}");
+        assert!(d.is_finite() && codes.iter().all(|c| *c == -127), "{way:?}");
     }
 }
 
