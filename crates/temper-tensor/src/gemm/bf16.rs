@@ -76,10 +76,7 @@ fn linear_at(level: Level, x: &[f32], m: usize, w: &Bf16Panels, y: &mut [f32], a
     }
     let shape = Shape::of_height(HEIGHT);
     let strips = pack::strips(level, x, m, k);
-    let right = |panels: Range<usize>, depth: Range<usize>, _: &mut [u32]| {
-        let panel = |p: usize| w.words()[(p * blocks(k) + depth.start) * WORDS..].as_ptr();
-        [panel(panels.start), if panels.len() > 1 { panel(panels.start + 1) } else { ptr::null() }]
-    };
+    let right = in_place(w.words(), blocks(k));
     product(level, &shape, (m, n, k), whole(&strips, k), right, &Out::rows(y, n, acc));
 }
 
@@ -172,6 +169,17 @@ fn whole(strips: &Buf, depth: usize) -> impl Fn(Range<usize>, Range<usize>, &mut
     }
 }
 
+/// A right operand whose panels, of `length` blocks each, lie ready.
+fn in_place(
+    words: &[u32],
+    length: usize,
+) -> impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> [*const u32; 2] + Sync + Send {
+    move |panels, depth, _| {
+        let panel = |p: usize| words[(p * length + depth.start) * WORDS..].as_ptr();
+        [panel(panels.start), if panels.len() > 1 { panel(panels.start + 1) } else { ptr::null() }]
+    }
+}
+
 /// Where strips of the left operand lie.
 #[derive(Clone, Copy)]
 pub(super) struct Strips {
@@ -259,11 +267,7 @@ pub fn linear_dw(dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
 fn linear_dw_at(level: Level, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
     let (n, k) = (dw.n(), dw.k());
     assert_eq!((dy.len(), x.len()), (m * n, m * k), "dy is [{m}, {n}] and x is [{m}, {k}]");
-    // Panels are packed once a task, so tasks are high.
-    let shape = Shape::of_height(HEIGHT + HEIGHT / 2);
-    let strips = pack::turned(level, x, m, k);
-    let right = packed(1, |panel, depth, out| {
-        pack::columns(level, (dy, n), panel * LANES..n.min((panel + 1) * LANES), depth, out);
-    });
-    product(level, &shape, (k, n, m), whole(&strips, m), right, &Out::panels(dw));
+    let (strips, panels) = (pack::paired(level, x, m, k, true), pack::paired(level, dy, m, n, false));
+    let right = in_place(panels.words(), blocks(m));
+    product(level, &Shape::of_height(HEIGHT), (k, n, m), whole(&strips, m), right, &Out::panels(dw));
 }

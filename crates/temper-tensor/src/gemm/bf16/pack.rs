@@ -15,6 +15,8 @@ use crate::panels::{LANES, Panels};
 /// Floats between what is rounded and what is fetched: the next pair of panels.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 2 * LANES;
+/// Panels whose blocks of the same rows are one task.
+const GROUP: usize = 64;
 /// Values that are worth a task of their own.
 const TASK: usize = 1 << 14;
 
@@ -290,19 +292,26 @@ pub(super) fn strips(level: Level, x: &[f32], m: usize, k: usize) -> Buf {
     out
 }
 
-/// All of `x [m, n]` as a left operand to be reduced over its rows: `[n / 16][m / 32][16 columns][16 pairs of rows]`.
-pub(super) fn turned(level: Level, x: &[f32], m: usize, n: usize) -> Buf {
+/// All of `x [m, n]`, to be reduced over its rows: `[n / 16][m / 32][16 pairs of rows][16 columns]`, or for the `left` operand each block
+/// transposed.
+pub(super) fn paired(level: Level, x: &[f32], m: usize, n: usize, left: bool) -> Buf {
     let (panels, length) = (n.div_ceil(LANES), blocks(m));
     let mut out = Buf::dirty(panels * length * WORDS);
     let words = Output(out.as_mut_ptr());
-    share(length, m * n * 16, |b| {
+    let groups = panels.div_ceil(GROUP);
+    share(groups * length, m * n * 16, |task| {
+        let (b, group) = (task / groups, task % groups);
         let rows = &x[b * STEPS * n..x.len().min((b + 1) * STEPS * n)];
         let mut pairs = [0; WORDS];
-        for panel in 0..panels {
-            block_of(level, rows, n, panel * LANES, &mut pairs);
+        for panel in group * GROUP..panels.min((group + 1) * GROUP) {
             // SAFETY: this block lies inside the words, and this task alone writes it.
             let to = unsafe { &mut *words.get().cast::<u32>().add((panel * length + b) * WORDS).cast::<[u32; WORDS]>() };
-            transpose(level.0, &pairs, to);
+            if left {
+                block_of(level, rows, n, panel * LANES, &mut pairs);
+                transpose(level.0, &pairs, to);
+            } else {
+                block_of(level, rows, n, panel * LANES, to);
+            }
         }
     });
     out

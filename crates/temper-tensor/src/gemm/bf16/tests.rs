@@ -218,7 +218,7 @@ fn rounding_is_to_nearest_even_at_every_level() {
         let strips = pack::strips(level, &values, 1, values.len());
         let one_row = strips.words().chunks(WORDS).flat_map(|block| &block[..LANES]).flat_map(|pair| widen(*pair));
         // Pairs of neighbouring rows, here of single columns: what lies at (2 p + i, c) is half i of word (p, c).
-        let turned = pack::turned(level, rest, rows, width);
+        let turned = pack::paired(level, rest, rows, width, true);
         let at = |r: usize, c: usize| {
             let block = c / LANES * blocks(rows) + r / STEPS;
             widen(turned.words()[block * WORDS + c % LANES * LANES + r % STEPS / 2])[r % 2]
