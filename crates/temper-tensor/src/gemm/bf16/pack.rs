@@ -317,12 +317,6 @@ pub(super) fn paired(level: Level, x: &[f32], m: usize, n: usize, left: bool) ->
     out
 }
 
-/// Blocks `depth` of columns `columns` of `x [m, n]`, to be reduced over its rows: `[columns / 16][depth][16 pairs of rows][16
-/// columns]`.
-pub(super) fn columns(level: Level, x: (&[f32], usize), columns: Range<usize>, depth: Range<usize>, out: &mut [u32]) {
-    each_block(x, columns, depth, (WORDS, out), |rows, n, from, out| block_of(level, rows, n, from, out));
-}
-
 /// Transposes a block, word by word.
 pub(in crate::gemm) fn transpose(isa: Isa, from: &[u32; WORDS], to: &mut [u32; WORDS]) {
     // SAFETY: both types have four bytes, one alignment, and take every pattern of bits.
@@ -335,7 +329,9 @@ pub(crate) fn refresh(level: Level, w: &Panels, words: &mut [u32]) {
     let size = blocks(w.k()) * WORDS;
     parts(words, size, |i, out| {
         let panel = &w.data()[i * LANES * w.k()..][..LANES * w.k()];
-        columns(level, (panel, LANES), 0..LANES, 0..blocks(w.k()), out);
+        for (rows, out) in panel.chunks(STEPS * LANES).zip(out.chunks_exact_mut(WORDS)) {
+            block_of(level, rows, LANES, 0, out);
+        }
     });
 }
 
