@@ -164,8 +164,9 @@ pub(super) fn packed(
 /// A left operand that is packed already, all blocks of its reduction of length `depth`.
 fn whole(strips: &Buf, depth: usize) -> impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> Strips + Sync + Send {
     let apart = blocks(depth) * WORDS;
-    move |rows, depth, _| {
-        Strips { first: strips.words()[rows.start / LANES * apart + depth.start * WORDS..].as_ptr(), apart }
+    move |rows, depth, _| Strips {
+        first: strips.words()[rows.start / LANES * apart + depth.start * WORDS..].as_ptr(),
+        apart,
     }
 }
 

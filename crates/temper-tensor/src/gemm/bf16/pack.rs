@@ -110,8 +110,9 @@ fn regroup(isa: Isa, first: &[u32; WORDS / 2], second: &[u32; WORDS / 2], out: &
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::{
-        __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi16, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_loadu_si512,
-        _mm512_permutex2var_epi16, _mm512_permutexvar_epi16, _mm512_set1_epi16, _mm512_storeu_si512,
+        __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi16, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
+        _mm512_loadu_si512, _mm512_permutex2var_epi16, _mm512_permutexvar_epi16, _mm512_set1_epi16,
+        _mm512_storeu_si512,
     };
     use std::mem::transmute;
     use std::ops::Range;
@@ -287,7 +288,9 @@ pub(super) fn strips(level: Level, x: &[f32], m: usize, k: usize) -> Buf {
     let mut out = Buf::dirty(m.div_ceil(LANES) * size);
     parts(out.words_mut(), size, |i, out| {
         let rows = i * LANES..m.min((i + 1) * LANES);
-        each_strip((x, k), rows, 0..blocks(k), (WORDS, out), |rows, k, steps, out| strip_of(level, rows, k, steps, out));
+        each_strip((x, k), rows, 0..blocks(k), (WORDS, out), |rows, k, steps, out| {
+            strip_of(level, rows, k, steps, out)
+        });
     });
     out
 }
@@ -305,7 +308,8 @@ pub(super) fn paired(level: Level, x: &[f32], m: usize, n: usize, left: bool) ->
         let mut pairs = [0; WORDS];
         for panel in group * GROUP..panels.min((group + 1) * GROUP) {
             // SAFETY: this block lies inside the words, and this task alone writes it.
-            let to = unsafe { &mut *words.get().cast::<u32>().add((panel * length + b) * WORDS).cast::<[u32; WORDS]>() };
+            let to =
+                unsafe { &mut *words.get().cast::<u32>().add((panel * length + b) * WORDS).cast::<[u32; WORDS]>() };
             if left {
                 block_of(level, rows, n, panel * LANES, &mut pairs);
                 transpose(level.0, &pairs, to);
