@@ -34,15 +34,17 @@ const DEPTH: usize = 18;
 const DEPTH_OF_FEW: usize = 1;
 /// Floats between what is split and what is fetched, for few rows.
 const AHEAD_OF_FEW: usize = 1024;
-/// Rows of the left operand that one task keeps in the second-level cache.
+/// Rows of the left operand that one task keeps in the second-level cache; more of them where the reduction is shorter.
 const HEIGHT: usize = 256;
 
 /// Longest reduction, in blocks, over which a few rows are all split at once: 0.8 MB for 32 rows.
 const FEW: usize = 128;
 
 fn shape(m: usize, length: usize) -> Shape {
-    let depth = if m <= SIDE && blocks(length) <= FEW { DEPTH_OF_FEW } else { DEPTH };
-    Shape { parts: PARTS, depth, height: HEIGHT, few: FEW, packs_left: true }
+    let length = blocks(length);
+    let depth = if m <= SIDE && length <= FEW { DEPTH_OF_FEW } else { DEPTH };
+    let height = HEIGHT * DEPTH / length.clamp(1, DEPTH);
+    Shape { parts: PARTS, depth, height, few: FEW, packs_left: true }
 }
 
 /// `y = x w^T` (`y +=` when `acc`).
