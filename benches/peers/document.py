@@ -144,7 +144,7 @@ def write(results, about):
 
 Made by `benches/peers/run.sh` (benches/peers/README.md) on {' to '.join(dates[:1] + dates[1:][-1:]) or 'no day'}; commit {about['commit']}; {about['machine']}; {versions}.
 
-Each side runs alone, one after the other, with 2 threads; what else ran used at most {crowd[0]:.2f} cores on average in a row (`{crowd[1]}`). Steps: the median of at least five after {WARM} of
+Each side runs alone, one after the other, with a thread for each core; what else ran used at most {crowd[0]:.2f} cores on average in a row (`{crowd[1]}`). Steps: the median of at least five after {WARM} of
 warm-up (GRPO: after 1), and Temper's smallest and largest; decoding and reading prompts: the best of 3 runs on both sides (llama.cpp: of 4). GB are 1e9 bytes, the process's peak. Retaining: the
 peer with an allocator that keeps memory (glibc's MALLOC_* settings). Ratios are of speed, above 1 where Temper is faster; whether a target is met is judged by the first ratio and by Temper's memory.
 Prompts in decoding: ours has 64 tokens, shared by the 16 completions of a batch; transformers pads its own to the longest. Each completion has 64 tokens.

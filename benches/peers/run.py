@@ -1,6 +1,6 @@
 """Measures Temper and its peers on the same work, in turn, and writes docs/BENCHMARKS.md. Called by run.sh.
 
-Each row is kept under PEER_HOME/out/COMMIT as soon as it is measured, so that an interrupted run goes on."""
+Each row is kept under PEER_HOME/results/COMMIT as soon as it is measured, so that an interrupted run goes on."""
 import argparse, json, os, platform, re, subprocess, sys, time
 from importlib.metadata import version
 
@@ -18,7 +18,7 @@ def arguments():
     a = p.parse_args()
     if unknown := [row for row in a.rows if row not in {**ROWS, **CURVES}]:
         p.error(f"no row {', '.join(unknown)}; there are {', '.join([*ROWS, *CURVES])}")
-    if a.of and not (HOME / "out" / a.of / "about.json").exists():
+    if a.of and not (HOME / "results" / a.of / "about.json").exists():
         p.error(f"nothing is kept of {a.of} in {HOME / 'out'}")
     return a
 
@@ -40,7 +40,7 @@ def about():
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     name = re.search(r"model name\s*: (.*)", cpu)[1]
     packages = {p: version(p) for p in ("trl", "torch", "transformers", "peft", "llama_cpp_python")}
-    own = subprocess.check_output([TEMPER, "--version"], text=True).split()[-1]
+    own = subprocess.check_output([TEMPER, "--version"], text=True).strip().removeprefix("temper ")
     rust = subprocess.check_output(["rustc", "--version"], text=True, cwd=REPO).split()[1]
     return dict(commit=commit(), machine=f"{name} ({', '.join(level)}), {os.cpu_count()} cores, {ram:.0f} GB, Linux {platform.release()}",
                 versions=dict(temper=own, rustc=rust, Python=platform.python_version(), **packages))
@@ -64,7 +64,7 @@ def keep(path, found):
 
 def main():
     a = arguments()
-    folder = HOME / "out" / (a.of or commit())
+    folder = HOME / "results" / (a.of or commit())
     failed = []
     if not a.of:
         folder.mkdir(parents=True, exist_ok=True)
