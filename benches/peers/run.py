@@ -76,9 +76,9 @@ def main():
         print(name, end=": ", file=sys.stderr, flush=True)
         try:
             found = measure(name)
-        except Failed as error:
+        except Exception as error:  # the other rows are worth measuring all the same
             failed.append(name)
-            print(f"failed: {error}", file=sys.stderr)
+            print(f"failed: {error!r}" if not isinstance(error, Failed) else f"failed: {error}", file=sys.stderr)
             continue
         keep(path, found)
         print(f"{found['seconds']:.0f} s", file=sys.stderr)

@@ -69,7 +69,7 @@ def vocabulary():
             yield step(dtype, n, 4, 256, f"dtype={dtype}", model=model)
 
 
-LORA = 'stage.step.adapter={ kind = "lora", rank = 16, alpha = 32, targets = ["all_linear"] }'
+LORA = ['stage.step.adapter={ kind = "lora", rank = 16, alpha = 32, targets = ["all_linear"] }', "save=adapter"]
 
 
 def size():
@@ -79,7 +79,7 @@ def size():
         for dtype in ("f32", "bf16"):
             yield step(dtype, millions, 4, 256, f"dtype={dtype}", model=random_model(name))
     for name, millions in (("135m", 135), ("360m", 362), ("1b", 1074)):
-        yield step("LoRA, bf16", millions, 4, 256, "dtype=bf16", LORA, model=random_model(name))
+        yield step("LoRA, bf16", millions, 4, 256, "dtype=bf16", *LORA, model=random_model(name))
 
 
 def decoding():
