@@ -37,6 +37,26 @@ fn gguf_values_are_those_of_gguf_py() {
     }
 }
 
+/// Bytes that are read and written again are the same array, foreign types included.
+#[test]
+fn gguf_bytes_are_those_of_the_file() {
+    let gguf = Gguf::open(golden("types.gguf")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("again.gguf");
+    for name in ["q8_0.weight", "q4_0.weight", "q4_1.weight", "bf16.weight"] {
+        let (info, bytes) = (gguf.info(name).unwrap(), gguf.read_bytes(name).unwrap());
+        assert_eq!(Some(bytes.len()), info.dtype.byte_len(&info.shape), "{name}");
+        let array = ArrayRef { name, dtype: info.dtype, shape: &info.shape, data: ArrayData::Bytes(&bytes) };
+        write_gguf(&path, &BTreeMap::new(), &[array]).unwrap();
+        let again = Gguf::open(&path).unwrap();
+        assert_eq!(again.read_bytes(name).unwrap(), bytes, "{name}");
+        assert_eq!(bits(&again.read_f32(name).unwrap()), bits(&gguf.read_f32(name).unwrap()), "{name}");
+    }
+    assert_eq!(gguf.read_bytes("q6_k.weight").unwrap().len(), 2 * 210);
+    let text = gguf.read_bytes("nowhere").unwrap_err().to_string();
+    assert!(text.contains("`nowhere`") && text.contains("8 arrays"), "{text}");
+}
+
 #[test]
 fn gguf_types_without_a_conversion_are_named() {
     let gguf = Gguf::open(golden("types.gguf")).unwrap();

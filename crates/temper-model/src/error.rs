@@ -74,9 +74,7 @@ pub enum Error {
         supported: String,
     },
     /// The weights do not fit in this machine's memory.
-    #[error(
-        "the model has {parameters} parameters, {needed} bytes in f32, but this machine has {available} bytes of memory"
-    )]
+    #[error("the model has {parameters} parameters, {needed} bytes, but this machine has {available} bytes of memory")]
     TooLarge {
         /// Number of parameters by the configuration.
         parameters: u64,
@@ -125,6 +123,14 @@ pub enum Error {
         name: String,
         /// The first such value.
         value: f32,
+    },
+    /// A model to be computed in quantised blocks has none.
+    #[error(
+        "`{path}` holds no quantised blocks; give a .gguf file with matrices of type Q4_0, Q4_1 or Q8_0, or compute in f32"
+    )]
+    NotQuantised {
+        /// The file or directory of weights.
+        path: PathBuf,
     },
     /// A sequence does not fit in the model's context.
     #[error("{what} has {len} tokens, but the model's context holds {context} (max_position_embeddings); shorten it")]

@@ -22,7 +22,7 @@ impl Model {
     /// gives the same weights, whatever the number of threads.
     pub fn init(ops: &dyn Ops, config: &Config, seed: u64) -> Result<Self> {
         config.validate()?;
-        memory::check(config)?;
+        memory::check(config, config.parameter_count().saturating_mul(4))?;
         let mut params = Params::new();
         for (stream, spec) in tensors(config).iter().enumerate() {
             if let [n, k] = *spec.shape.as_slice() {

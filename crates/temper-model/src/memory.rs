@@ -3,10 +3,9 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// The weights alone, in f32, must fit in physical memory.
-pub(crate) fn check(config: &Config) -> Result<()> {
+/// The weights alone, which need so many bytes, must fit in physical memory.
+pub(crate) fn check(config: &Config, needed: u64) -> Result<()> {
     let parameters = config.parameter_count();
-    let needed = parameters.saturating_mul(4);
     match available() {
         Some(available) if needed > available => Err(Error::TooLarge { parameters, needed, available }),
         _ => Ok(()),
@@ -32,8 +31,8 @@ mod tests {
         let mut config = Config::llama(1 << 24, 1 << 14, 1 << 12, 1 << 7);
         config.intermediate_size = 1 << 20;
         config.validate().unwrap();
-        let message = check(&config).unwrap_err().to_string();
+        let message = check(&config, config.parameter_count().saturating_mul(4)).unwrap_err().to_string();
         assert!(message.contains("bytes of memory"), "{message}");
-        check(&Config::llama(97, 64, 2, 4)).unwrap();
+        check(&Config::llama(97, 64, 2, 4), 4 << 20).unwrap();
     }
 }

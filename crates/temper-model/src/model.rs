@@ -149,7 +149,7 @@ impl Model {
     }
 
     /// The same model computing in bf16: its matrices are rounded, and what is multiplied by them; sums, norms, attention, softmax and
-    /// gradients of parameters stay f32, and so do the values that an optimiser updates.
+    /// gradients of parameters stay f32, and so do the values that an optimiser updates. Matrices in quantised blocks stay as they are.
     #[must_use]
     pub fn in_bf16(mut self) -> Self {
         self.params.store_in_bf16();

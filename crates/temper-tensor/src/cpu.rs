@@ -119,7 +119,7 @@ impl Ops for Cpu {
         let add = acc.is_some();
         let mut dx = acc.unwrap_or_else(|| fresh(dy.rows, w.k()));
         same_shape("linear_dx", "acc", &dx, (dy.rows, w.k()))?;
-        w.linear_dx(dy.host(), dy.rows, dx.host_mut(), add);
+        w.linear_dx(dy.host(), dy.rows, dx.host_mut(), add)?;
         Ok(dx)
     }
 

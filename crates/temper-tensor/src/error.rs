@@ -83,6 +83,12 @@ pub enum Error {
         /// The operation.
         op: &'static str,
     },
+    /// A matrix in quantised blocks was to be differentiated or changed.
+    #[error("`{op}`: the matrix is in quantised blocks, which can only be read; load the model in f32")]
+    Quantised {
+        /// The operation.
+        op: &'static str,
+    },
     /// `TEMPER_ISA` names no level that this processor offers.
     #[error("TEMPER_ISA is `{value}`, expected one of {expected}")]
     Isa {

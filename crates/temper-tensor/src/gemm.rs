@@ -12,6 +12,7 @@ pub mod bf16;
 mod forward;
 mod grid;
 mod pack;
+pub mod quant;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod split;
 pub(crate) mod tile;

@@ -126,6 +126,7 @@ pub fn head_backward(
 ) -> Result<HeadTerms> {
     let mut all = HeadTerms::empty(spec, other.is_some());
     let (c, v, per_row) = (w.k(), w.n(), spec.targets_per_row);
+    w.not_quantised("head_backward")?;
     check_count("values of d_hidden", d_hidden.len(), m * c)?;
     for_chunks(hidden, m, w, targets, spec, other, |rows, chunk, terms| {
         let Chunk { logits, stats, targets, other } = chunk;
@@ -151,9 +152,9 @@ pub fn head_backward(
                 }
             }
         });
-        w.linear_dx(logits, rows.len(), &mut d_hidden[rows.start * c..rows.end * c], false);
+        w.linear_dx(logits, rows.len(), &mut d_hidden[rows.start * c..rows.end * c], false)?;
         if let Some(dw) = dw.as_deref_mut() {
-            w.linear_dw(logits, &hidden[rows.start * c..rows.end * c], rows.len(), dw);
+            w.linear_dw(logits, &hidden[rows.start * c..rows.end * c], rows.len(), dw)?;
         }
         all.append(terms);
         Ok(())

@@ -175,6 +175,15 @@ pub fn dot() -> Dot {
     in_use().1
 }
 
+/// Whether products of quantised blocks run on `vpdpbusd`, on processors that have it at the highest level of [`isa`]. Their bits are
+/// the same without.
+pub(crate) fn vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa() == Isa::Avx512 && is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The name of what f32 products run on: tiles, or the multiply-adds of [`isa`]. Their bits differ.
 pub fn f32_products() -> &'static str {
     if dot() == Dot::Amx { Dot::Amx.name() } else { isa().name() }

@@ -24,13 +24,13 @@
 //! | what | where |
 //! |---|---|
 //! | batch layout: packed sequences, shared prompts, trees | [`Segments`], [`Segment`] |
-//! | parameters and what they may be stored as | [`Params`], [`Weight`] (closed enum), [`Panels`], [`Bf16Panels`] |
+//! | parameters and what they may be stored as | [`Params`], [`Weight`] (closed enum), [`Panels`], [`Bf16Panels`], [`QuantPanels`] |
 //! | running and recording operations | [`Tape`], [`Var`]; [`Tape::checkpoint`] recomputes a block in backward |
 //! | activations at named points: capture, replace, inject | [`Tape::point`], [`Hooks`] |
 //! | parameter gradients: summed, or reduced per example | [`GradSink`], [`Grads`], [`Examples`] |
 //! | gradients of inputs (soft prompts) | [`Tape::input`], [`InputGrads`] |
 //! | head: log-probabilities without `[N, V]` logits | [`Ops::head_terms`], [`Ops::head_backward`], [`row_terms`] |
-//! | sampling | [`KvCache`], [`CacheSlot`], [`Tape::cached_attention`], [`Ops::head_logits`] |
+//! | sampling | [`KvCache`], [`CacheSlot`], [`Tape::cached_attention`], [`Ops::head_logits`]; threads that do not sleep: [`awake`] |
 //! | optimiser step | [`adamw_step`], [`AdamState`], [`grad_norm`], [`clip_scale`] |
 //! | what the machine can do at most | [`probe::ceilings`] |
 //! | the device | [`Ops`] (one object-safe trait), [`Cpu`], [`Tensor`], [`Storage`] (closed enum) |
@@ -40,6 +40,7 @@
 //! contents are reached through [`Ops`] alone, so that a second device is a second implementation of that trait.
 
 mod attention;
+mod awake;
 mod bf16_panels;
 pub mod buf;
 mod cpu;
@@ -54,12 +55,14 @@ mod optim;
 mod panels;
 mod params;
 pub mod probe;
+mod quant_panels;
 mod segments;
 mod sink;
 mod tape;
 mod weight;
 
 pub use attention::attention_weights;
+pub use awake::awake;
 pub use bf16_panels::Bf16Panels;
 pub use buf::Buf;
 pub use cpu::Cpu;
@@ -72,6 +75,7 @@ pub use ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTa
 pub use optim::{AdamState, AdamStep, AdamW, adamw_step, clip_scale, grad_norm};
 pub use panels::{LANES, Panels};
 pub use params::{Grad, Grads, Param, ParamId, ParamValue, Params};
+pub use quant_panels::{Blocks, QuantPanels};
 pub use segments::{Segment, Segments};
 pub use sink::{Examples, GradSink, Held};
 pub use tape::{Hooks, InputGrads, Tape, Var};

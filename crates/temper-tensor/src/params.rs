@@ -87,7 +87,12 @@ impl Params {
         self.add(name, ParamValue::Vector(value))
     }
 
-    /// Stores every weight matrix in bf16, over its present values as f32 ones; vectors stay f32.
+    /// Whether any weight matrix is in quantised blocks.
+    pub fn any_quantised(&self) -> bool {
+        self.list.iter().any(|p| matches!(&p.value, ParamValue::Matrix(w) if w.is_quantised()))
+    }
+
+    /// Stores every weight matrix in bf16, over its present values as f32 ones; vectors stay f32, quantised blocks as they are.
     pub fn store_in_bf16(&mut self) {
         for param in &mut self.list {
             if let ParamValue::Matrix(w) = &mut param.value {
@@ -188,7 +193,7 @@ impl Params {
             return Err(Error::Count { op: "set_values", what: "values", got: values.len(), expected: n * k });
         }
         match &mut self.list[id.0].value {
-            ParamValue::Matrix(w) => w.set_rows(values),
+            ParamValue::Matrix(w) => w.set_rows(values)?,
             ParamValue::Vector(t) => *t = ops.upload(n, k, values)?,
         }
         Ok(())

@@ -1,17 +1,20 @@
 //! What a weight matrix may be stored as, and its three products.
 
 use crate::bf16_panels::Bf16Panels;
-use crate::gemm::{self, bf16};
+use crate::error::{Error, Result};
+use crate::gemm::{self, bf16, quant};
 use crate::panels::Panels;
+use crate::quant_panels::QuantPanels;
 
-/// How a weight matrix `[n = outputs, k = inputs]` is stored. Closed, so that 8-bit, 4-bit and fake-quantised storage are
-/// further variants.
+/// How a weight matrix `[n = outputs, k = inputs]` is stored. Closed, so that fake-quantised storage is a further variant.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// f32 in 16-row panels.
     F32(Panels),
     /// bf16, by way of f32 values that are updated.
     Bf16(Mixed),
+    /// The blocks of a GGUF file, for reading alone: rows are looked up and forward products computed, nothing else.
+    Quantised(QuantPanels),
 }
 
 /// A matrix in bf16, which everything reads, and the f32 values that it is the rounding of, which an optimiser updates; a frozen
@@ -28,12 +31,13 @@ impl Weight {
         Self::F32(Panels::from_rows(rows, n, k))
     }
 
-    /// The same matrix in bf16, over its present values as f32 ones.
+    /// The same matrix in bf16, over its present values as f32 ones; one in quantised blocks, which has no such values, stays as
+    /// it is.
     #[must_use]
     pub fn in_bf16(self) -> Self {
         match self {
             Self::F32(master) => Self::Bf16(Mixed { rounded: Bf16Panels::round(&master), master: Some(master) }),
-            Self::Bf16(_) => self,
+            Self::Bf16(_) | Self::Quantised(_) => self,
         }
     }
 
@@ -41,7 +45,7 @@ impl Weight {
     #[must_use]
     pub fn frozen_copy(&self) -> Self {
         match self {
-            Self::F32(_) => self.clone(),
+            Self::F32(_) | Self::Quantised(_) => self.clone(),
             Self::Bf16(w) => Self::Bf16(Mixed { master: None, rounded: w.rounded.clone() }),
         }
     }
@@ -51,6 +55,7 @@ impl Weight {
         match self {
             Self::F32(p) => p.n(),
             Self::Bf16(w) => w.rounded.n(),
+            Self::Quantised(w) => w.n(),
         }
     }
 
@@ -59,7 +64,28 @@ impl Weight {
         match self {
             Self::F32(p) => p.k(),
             Self::Bf16(w) => w.rounded.k(),
+            Self::Quantised(w) => w.k(),
         }
+    }
+
+    /// Whether it is in quantised blocks.
+    pub fn is_quantised(&self) -> bool {
+        matches!(self, Self::Quantised(_))
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        let words = match self {
+            Self::F32(p) => p.data().len(),
+            Self::Bf16(w) => w.rounded.words().len(),
+            Self::Quantised(w) => w.words().len(),
+        };
+        words * size_of::<u32>()
+    }
+
+    /// Refuses what quantised blocks do not allow.
+    pub(crate) fn not_quantised(&self, op: &'static str) -> Result<()> {
+        if self.is_quantised() { Err(Error::Quantised { op }) } else { Ok(()) }
     }
 
     /// Row-major `[n, k]` values: the f32 ones where there are any.
@@ -67,11 +93,15 @@ impl Weight {
         match self {
             Self::F32(p) | Self::Bf16(Mixed { master: Some(p), .. }) => p.to_rows(),
             Self::Bf16(w) => w.rounded.to_rows(),
+            Self::Quantised(w) => w.to_rows(),
         }
     }
 
     /// Replaces the values by row-major ones of the same shape, keeping the storage.
-    pub fn set_rows(&mut self, rows: &[f32]) {
+    ///
+    /// # Errors
+    /// A matrix in quantised blocks.
+    pub fn set_rows(&mut self, rows: &[f32]) -> Result<()> {
         let panels = Panels::from_rows(rows, self.n(), self.k());
         match self {
             Self::F32(p) => *p = panels,
@@ -79,14 +109,16 @@ impl Weight {
                 w.rounded.refresh(&panels);
                 w.master = w.master.is_some().then_some(panels);
             }
+            Self::Quantised(_) => return Err(Error::Quantised { op: "set_rows" }),
         }
+        Ok(())
     }
 
     /// The f32 values in the order of [`Panels::data`], where there are any.
     pub(crate) fn values(&self) -> Option<&[f32]> {
         match self {
             Self::F32(p) | Self::Bf16(Mixed { master: Some(p), .. }) => Some(p.data()),
-            Self::Bf16(_) => None,
+            Self::Bf16(_) | Self::Quantised(_) => None,
         }
     }
 
@@ -99,7 +131,7 @@ impl Weight {
                 f(p.data_mut());
                 rounded.refresh(p);
             }
-            Self::Bf16(_) => return false,
+            Self::Bf16(_) | Self::Quantised(_) => return false,
         }
         true
     }
@@ -109,6 +141,7 @@ impl Weight {
         match self {
             Self::F32(p) => p.row(i, out),
             Self::Bf16(w) => w.rounded.row(i, out),
+            Self::Quantised(w) => w.row(i, out),
         }
     }
 
@@ -117,23 +150,34 @@ impl Weight {
         match self {
             Self::F32(p) => gemm::linear(x, m, p, y, acc),
             Self::Bf16(w) => bf16::linear(x, m, &w.rounded, y, acc),
+            Self::Quantised(w) => quant::linear(x, m, w, y, acc),
         }
     }
 
     /// `dx = dy w` (`dx +=` when `acc`): `dy [m, n]`, `dx [m, k]`, row-major.
-    pub(crate) fn linear_dx(&self, dy: &[f32], m: usize, dx: &mut [f32], acc: bool) {
+    ///
+    /// # Errors
+    /// A matrix in quantised blocks.
+    pub(crate) fn linear_dx(&self, dy: &[f32], m: usize, dx: &mut [f32], acc: bool) -> Result<()> {
         match self {
             Self::F32(p) => gemm::linear_dx(dy, m, p, dx, acc),
             Self::Bf16(w) => bf16::linear_dx(dy, m, &w.rounded, dx, acc),
+            Self::Quantised(_) => return Err(Error::Quantised { op: "linear_dx" }),
         }
+        Ok(())
     }
 
     /// `dw += dy^T x` with operands of this storage's type: `dy [m, n]`, `x [m, k]`, row-major.
-    pub(crate) fn linear_dw(&self, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
+    ///
+    /// # Errors
+    /// A matrix in quantised blocks.
+    pub(crate) fn linear_dw(&self, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) -> Result<()> {
         match self {
             Self::F32(_) => gemm::linear_dw(dy, x, m, dw),
             Self::Bf16(_) => bf16::linear_dw(dy, x, m, dw),
+            Self::Quantised(_) => return Err(Error::Quantised { op: "linear_dw" }),
         }
+        Ok(())
     }
 }
 
@@ -162,7 +206,7 @@ mod tests {
         let mut frozen = w.frozen_copy();
         assert!(!frozen.update(|_| ()));
         assert_eq!(frozen.to_rows(), moved.iter().map(rounded).collect::<Vec<_>>());
-        frozen.set_rows(&rows);
+        frozen.set_rows(&rows).expect("f32 values");
         assert_eq!(read(&frozen, 5), rows[5 * k..6 * k].iter().map(rounded).collect::<Vec<_>>());
     }
 }

@@ -14,7 +14,7 @@ use temper_tensor::{
 };
 
 use crate::error::{Error, Result};
-use crate::recipe::Dtype;
+use crate::models::Compute;
 
 /// Rows of a product, and tokens of a training step: four sequences of 256.
 const ROWS: usize = 1024;
@@ -79,20 +79,22 @@ pub fn default_shape() -> Config {
 }
 
 /// Measures the machine and this model's work on it; `tell` hears what comes next.
-pub fn bench(ops: &dyn Ops, model: Model, dtype: Dtype, tell: &mut dyn FnMut(&str)) -> Result<Report> {
+pub fn bench(ops: &dyn Ops, model: Model, dtype: Compute, tell: &mut dyn FnMut(&str)) -> Result<Report> {
     tell("the machine's ceilings");
     let ceilings = probe::ceilings();
     let model = match dtype {
-        Dtype::F32 => model,
-        Dtype::Bf16 => model.in_bf16(),
+        Compute::F32 | Compute::Quantised => model,
+        Compute::Bf16 => model.in_bf16(),
     };
     let mut bench = Bench { ops, dtype, ceilings, work: vec![] };
     tell("products");
     bench.products(&model)?;
     tell("decoding");
     bench.decoding(&model)?;
-    tell("a training step and a GRPO round");
-    bench.training(model)?;
+    if dtype != Compute::Quantised {
+        tell("a training step and a GRPO round");
+        bench.training(model)?;
+    }
     Ok(Report {
         isa: isa().name(),
         bf16: dot().name(),
@@ -107,21 +109,31 @@ pub fn bench(ops: &dyn Ops, model: Model, dtype: Dtype, tell: &mut dyn FnMut(&st
 
 struct Bench<'a> {
     ops: &'a dyn Ops,
-    dtype: Dtype,
+    dtype: Compute,
     ceilings: Ceilings,
     work: Vec<Measured>,
 }
 
 /// Values of the matrices of a model: all blocks together, and the head.
 fn matrices(model: &Model) -> (f64, f64) {
-    let count = |name: &str, p: &temper_tensor::Param| match p.value {
-        ParamValue::Matrix(_) if name != "model.embed_tokens.weight" => p.count(),
-        _ => 0,
-    };
-    let head = model.params.get(model.head()).count();
-    let all: usize = model.params.iter().map(|(_, p)| count(&p.name, p)).sum();
-    let own_head = if model.head() == model.embedding() { 0 } else { head };
-    ((all - own_head) as f64, head as f64)
+    over_matrices(model, |w| w.n() * w.k())
+}
+
+/// Bytes of them that products read.
+fn matrix_bytes(model: &Model) -> (f64, f64) {
+    over_matrices(model, Weight::bytes)
+}
+
+fn over_matrices(model: &Model, of: impl Fn(&Weight) -> usize) -> (f64, f64) {
+    let (mut body, mut head) = (0, 0);
+    for (id, param) in model.params.iter() {
+        match &param.value {
+            ParamValue::Matrix(w) if id == model.head() => head = of(w),
+            ParamValue::Matrix(w) if id != model.embedding() => body += of(w),
+            _ => {}
+        }
+    }
+    (body as f64, head as f64)
 }
 
 /// Token ids without structure.
@@ -130,9 +142,9 @@ fn ids(config: &Config, n: usize, seed: usize) -> Vec<u32> {
 }
 
 impl Bench<'_> {
-    /// Bytes of a weight that products read.
+    /// Bytes of a weight that training's products read.
     fn width(&self) -> f64 {
-        if self.dtype == Dtype::F32 { 4.0 } else { 2.0 }
+        if self.dtype == Compute::F32 { 4.0 } else { 2.0 }
     }
 
     fn add(
@@ -144,7 +156,12 @@ impl Bench<'_> {
         need: (f64, f64),
     ) {
         let (flops, bytes) = need;
-        let peak = if self.dtype == Dtype::F32 { self.ceilings.f32_flops } else { self.ceilings.bf16_flops };
+        let peak = match self.dtype {
+            Compute::F32 => self.ceilings.f32_flops,
+            Compute::Bf16 => self.ceilings.bf16_flops,
+            // Nothing says what integers could do at most: memory alone counts.
+            Compute::Quantised => f64::INFINITY,
+        };
         let least = (flops / (1e9 * peak)).max(bytes / (1e9 * self.ceilings.read.max(self.ceilings.copy)));
         let (gflops, gbytes) = (flops / seconds / 1e9, bytes / seconds / 1e9);
         self.work.push(Measured { part, what: what.into(), seconds, tokens, gflops, gbytes, reach: least / seconds });
@@ -159,10 +176,14 @@ impl Bench<'_> {
             }
         }
         for (n, k) in shapes {
+            if self.dtype == Compute::Quantised {
+                self.forward_product(model, (n, k))?;
+                continue;
+            }
             // As many rows as the head has at a time.
             let m = ROWS.min((8 << 20) / n.max(1)).max(1);
             let weight = Weight::from_rows(&vec![0.01; n * k], n, k);
-            let weight = if self.dtype == Dtype::F32 { weight } else { weight.in_bf16() };
+            let weight = if self.dtype == Compute::F32 { weight } else { weight.in_bf16() };
             let (x, dy) = (self.ops.upload(m, k, &vec![0.5; m * k])?, self.ops.upload(m, n, &vec![0.5; m * n])?);
             let mut dw = Grad::Matrix(Panels::zeros(n, k));
             let need = (2.0 * (m * n * k) as f64, self.width() * (n * k) as f64);
@@ -178,18 +199,33 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// The one product that quantised blocks have, of the first matrix of a shape.
+    fn forward_product(&mut self, model: &Model, (n, k): (usize, usize)) -> Result<()> {
+        let matrix = model.params.iter().find_map(|(_, p)| match &p.value {
+            ParamValue::Matrix(w) if p.shape() == (n, k) => Some(w),
+            _ => None,
+        });
+        let Some(w) = matrix else { return Ok(()) };
+        let m = ROWS.min((8 << 20) / n.max(1)).max(1);
+        let (ops, x) = (self.ops, self.ops.upload(m, k, &vec![0.5; m * k])?);
+        let seconds = timed(PRODUCT_RUNS, || ops.linear(&x, w))?;
+        let need = (2.0 * (m * n * k) as f64, w.bytes() as f64);
+        self.add("products", format!("{m} rows, {k} -> {n}, forward"), seconds, None, need);
+        Ok(())
+    }
+
     /// Reading a prompt, and sampling one sequence and sixteen at a time.
     fn decoding(&mut self, model: &Model) -> Result<()> {
-        let (body, head) = matrices(model);
+        let ((body, head), (body_bytes, head_bytes)) = (matrices(model), matrix_bytes(model));
         let batch = sequences(model, 2)?;
         let rows = batch.rows();
         let ops = self.ops;
         let prefill = timed(RUNS, || hidden(ops, model, &batch))?;
-        self.add("decoding", "reading a prompt", prefill, Some(rows), (2.0 * rows as f64 * body, self.width() * body));
+        self.add("decoding", "reading a prompt", prefill, Some(rows), (2.0 * rows as f64 * body, body_bytes));
         for batch in [1, 16] {
             let seconds = self.sample(model, 1, batch, COMPLETION)? - self.sample(model, 1, batch, 1)?;
             let steps = (COMPLETION - 1) as f64;
-            let need = (2.0 * steps * batch as f64 * (body + head), steps * self.width() * (body + head));
+            let need = (2.0 * steps * batch as f64 * (body + head), steps * (body_bytes + head_bytes));
             let tokens = Some(batch * (COMPLETION - 1));
             self.add("decoding", format!("{batch} at a time"), seconds.max(1e-9), tokens, need);
         }
@@ -247,8 +283,8 @@ impl Bench<'_> {
 
 /// The norm reads the gradient; the update reads it, weight and moments, and writes these; clearing writes the gradient; in bf16
 /// the weight is read once more and written rounded.
-fn optimiser_bytes(model: &Model, dtype: Dtype) -> f64 {
-    let each = if dtype == Dtype::F32 { 36.0 } else { 42.0 };
+fn optimiser_bytes(model: &Model, dtype: Compute) -> f64 {
+    let each = if dtype == Compute::F32 { 36.0 } else { 42.0 };
     each * model.params.count(true) as f64
 }
 
@@ -351,7 +387,7 @@ mod tests {
         let mut config = Config::llama(300, 64, 2, 4);
         config.max_position_embeddings = 256;
         let ops = Cpu::new();
-        for dtype in [Dtype::F32, Dtype::Bf16] {
+        for dtype in [Compute::F32, Compute::Bf16] {
             let mut told = vec![];
             let model = Model::init(&ops, &config, 1).unwrap();
             let report = bench(&ops, model, dtype, &mut |what| told.push(what.to_owned())).unwrap();

@@ -10,6 +10,17 @@ use crate::error::{Error, Result};
 use crate::hub;
 use crate::recipe::ModelSpec;
 
+/// What a model that is only read is computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compute {
+    /// f32, whatever the file holds.
+    F32,
+    /// bf16: weights and what is multiplied by them are rounded.
+    Bf16,
+    /// The quantised blocks of a GGUF file.
+    Quantised,
+}
+
 /// What a model is loaded from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -50,7 +61,16 @@ impl Source {
 
     /// Loads the model, adapters merged into it, and its tokenizer.
     pub fn load(&self, ops: &dyn Ops) -> Result<(Model, Tokenizer)> {
-        let model = self.model(ops)?;
+        self.load_to_read(ops, Compute::F32)
+    }
+
+    /// [`Source::load`] for a model that is to be computed in `compute`, and not trained.
+    pub fn load_to_read(&self, ops: &dyn Ops, compute: Compute) -> Result<(Model, Tokenizer)> {
+        let model = match compute {
+            Compute::F32 => self.model(ops)?,
+            Compute::Bf16 => self.model(ops)?.in_bf16().frozen_copy(),
+            Compute::Quantised => self.quantised(ops)?,
+        };
         let tokenizer = self.tokenizer()?;
         let (own, most) = (tokenizer.vocab_size(), model.config.vocab_size);
         if own > most {
@@ -71,6 +91,17 @@ impl Source {
                 model.merge_adapter(ops)?;
                 Ok(model)
             }
+        }
+    }
+
+    /// The model in the blocks of its file.
+    fn quantised(&self, ops: &dyn Ops) -> Result<Model> {
+        match self {
+            Self::Whole(path) => Ok(Model::load_quantised(ops, path)?),
+            Self::Adapter(path, _) => Err(Error::user(
+                format!("`{}` is an adapter, and nothing can be merged into quantised blocks", path.display()),
+                "compute in f32 or bf16, or name a .gguf file with quantised matrices",
+            )),
         }
     }
 

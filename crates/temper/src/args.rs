@@ -134,6 +134,9 @@ pub(crate) struct Eval {
     /// The base model, where the model is an adapter [default: the one that its adapter_config.json names].
     #[arg(long, value_name = "MODEL")]
     pub(crate) base: Option<String>,
+    /// Type to compute in.
+    #[arg(long, value_enum, default_value_t = Compute::F32)]
+    pub(crate) dtype: Compute,
     /// Measure accuracy on this task.
     #[arg(long, value_name = "NAME", required_unless_present = "data", conflicts_with = "data")]
     pub(crate) task: Option<String>,
@@ -184,6 +187,9 @@ pub(crate) struct Generate {
     /// The base model, where the model is an adapter [default: the one that its adapter_config.json names].
     #[arg(long, value_name = "MODEL")]
     pub(crate) base: Option<String>,
+    /// Type to compute in.
+    #[arg(long, value_enum, default_value_t = Compute::F32)]
+    pub(crate) dtype: Compute,
     /// What the user says (with --raw: the text to continue).
     #[arg(long, value_name = "TEXT", required_unless_present = "messages", conflicts_with = "messages")]
     pub(crate) prompt: Option<String>,
@@ -234,13 +240,35 @@ pub(crate) struct Merge {
     pub(crate) threads: Threads,
 }
 
-/// Numeric type, of what is computed or of what is written.
+/// Numeric type of what is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Dtype {
     /// 32-bit floats.
     F32,
     /// bfloat16, rounded to the nearest.
     Bf16,
+}
+
+/// What a model is computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compute {
+    /// 32-bit floats, whatever the file holds.
+    F32,
+    /// bfloat16: weights and what is multiplied by them are rounded.
+    Bf16,
+    /// The quantised blocks of a .gguf file (Q4_0, Q4_1, Q8_0), multiplied by 8-bit integers.
+    Quantised,
+}
+
+impl Compute {
+    pub(crate) fn as_asked(self) -> temper_train::models::Compute {
+        use temper_train::models::Compute;
+        match self {
+            Self::F32 => Compute::F32,
+            Self::Bf16 => Compute::Bf16,
+            Self::Quantised => Compute::Quantised,
+        }
+    }
 }
 
 #[derive(Debug, ArgGroup)]
@@ -356,9 +384,9 @@ pub(crate) struct Methods {
 pub(crate) struct Bench {
     /// The model, as in `temper eval` [default: random weights in the shape of SmolLM2-135M].
     pub(crate) model: Option<String>,
-    /// Type to compute in.
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    pub(crate) dtype: Dtype,
+    /// Type to compute in; quantised blocks are not trained, so that only products and decoding are measured.
+    #[arg(long, value_enum, default_value_t = Compute::F32)]
+    pub(crate) dtype: Compute,
     /// Print one JSON object instead of tables.
     #[arg(long)]
     pub(crate) json: bool,

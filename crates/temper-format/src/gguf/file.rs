@@ -54,6 +54,24 @@ impl Gguf {
     pub fn all_metadata(&self) -> &BTreeMap<String, GgufValue> {
         &self.metadata
     }
+
+    /// One array as the file has it: the little-endian bytes of the type and shape that [`ArraySource::info`] gives,
+    /// blocks of quantised types row by row.
+    ///
+    /// # Errors
+    /// No such array; the file could not be read.
+    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let place = self.place(name)?;
+        self.source.read_bytes(name, place.start, place.len)
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, Error> {
+        self.arrays.get(name).ok_or_else(|| Error::NoSuchArray {
+            path: self.source.path.clone(),
+            name: shown(name),
+            count: self.arrays.len(),
+        })
+    }
 }
 
 impl ArraySource for Gguf {
@@ -66,12 +84,7 @@ impl ArraySource for Gguf {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, Error> {
-        let place = self.arrays.get(name).ok_or_else(|| Error::NoSuchArray {
-            path: self.source.path.clone(),
-            name: shown(name),
-            count: self.arrays.len(),
-        })?;
-        self.source.read_f32(name, place)
+        self.source.read_f32(name, self.place(name)?)
     }
 
     fn path(&self) -> &Path {

@@ -101,6 +101,9 @@ impl Model {
         if self.adapter.is_some() {
             return Err(Error::adapter("the model has an adapter already", "merge it first"));
         }
+        if self.params.any_quantised() {
+            return Err(Error::adapter("the base is held in quantised blocks", "load the base in f32"));
+        }
         self.adapter = Some(Adapter { lora: lora.clone(), base: self.params.len() });
         self.params.set_trainable(false);
         Ok(())

@@ -7,7 +7,7 @@ use crate::model::Model;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
-use temper_tensor::Ops;
+use temper_tensor::{Ops, awake};
 
 /// A prompt to be completed once per seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,6 +215,8 @@ struct Run<'r> {
     /// Sessions that sequences have yet to fork from.
     bases: BTreeMap<usize, Base>,
     slots: Vec<Slot>,
+    /// Logits of the present draws.
+    logits: Vec<f32>,
     done: Vec<Vec<Option<Sample>>>,
     progress: Progress,
 }
@@ -249,10 +251,15 @@ impl<'r> Run<'r> {
             bases.insert(t, Base { session: turn.session, left: turn.seeds.len(), wanted: false });
         }
         let progress = Progress { total: queue.len(), ..Progress::default() };
-        Ok(Self { engine, keep, queue, bases, slots: Vec::new(), done, progress })
+        Ok(Self { engine, keep, queue, bases, slots: Vec::new(), logits: Vec::new(), done, progress })
     }
 
     fn finish(mut self, report: &mut dyn FnMut(Progress)) -> Result<Vec<Vec<Sample>>> {
+        awake(|| self.work(report))?;
+        Ok(self.done.into_iter().map(|group| group.into_iter().flatten().collect()).collect())
+    }
+
+    fn work(&mut self, report: &mut dyn FnMut(Progress)) -> Result<()> {
         loop {
             // A slot that becomes free is filled before the next forward pass.
             loop {
@@ -264,14 +271,13 @@ impl<'r> Run<'r> {
             }
             report(self.progress);
             if self.slots.is_empty() {
-                break;
+                return Ok(());
             }
             if self.engine.abort.is_some_and(|abort| abort()) {
                 return Err(Error::Aborted);
             }
             self.compute()?;
         }
-        Ok(self.done.into_iter().map(|group| group.into_iter().flatten().collect()).collect())
     }
 
     /// Fills free slots from the queue.
@@ -307,11 +313,11 @@ impl<'r> Run<'r> {
         }
         self.progress.tokens += ready.len();
         let rows: Vec<f32> = ready.iter().filter_map(|s| s.row()).flatten().copied().collect();
-        let logits = self.engine.logits(&rows, ready.len())?;
+        self.engine.logits(&rows, ready.len(), &mut self.logits)?;
         let width = self.engine.model.config.vocab_size;
         ready
             .par_iter_mut()
-            .zip(logits.par_chunks_exact(width))
+            .zip(self.logits.par_chunks_exact(width))
             .try_for_each(|(slot, logits)| slot.draw(logits, self.engine.rules))?;
         Ok(self.collect())
     }
@@ -355,10 +361,12 @@ impl<'r> Run<'r> {
 
 impl Engine<'_> {
     /// `[n, V]` logits of n hidden rows, on the host.
-    fn logits(&self, rows: &[f32], n: usize) -> Result<Vec<f32>> {
+    fn logits(&self, rows: &[f32], n: usize, out: &mut Vec<f32>) -> Result<()> {
         let hidden = self.ops.upload(n, self.model.config.hidden_size, rows)?;
         let weight = self.model.params.matrix("head", self.model.head())?;
-        Ok(self.ops.to_host(&self.ops.head_logits(&hidden, weight)?)?)
+        let logits = self.ops.head_logits(&hidden, weight)?;
+        out.resize(n * self.model.config.vocab_size, 0.0);
+        Ok(self.ops.download(&logits, out)?)
     }
 }
 

@@ -97,11 +97,10 @@ pub(crate) fn draw(logits: &[f32], rules: &Sampling, u: f64) -> Option<Draw> {
     if !(stats.max.is_finite() && stats.ln_sum.is_finite()) {
         return None;
     }
-    let row = || Row::new(logits, &stats, inv_t);
     let (token, lost_mass) = match (rules.temperature == 0.0, rules.truncates()) {
         (true, _) => (argmax(logits), 0.0),
-        (false, false) => (row().draw_whole(u), 0.0),
-        (false, true) => row().draw_cut(rules, u),
+        (false, false) => (draw_whole(logits, &stats, inv_t, u), 0.0),
+        (false, true) => Row::new(logits, &stats, inv_t).draw_cut(rules, u),
     };
     Some(Draw { token, logp: stats.logp(logits[token as usize]), entropy: stats.entropy, lost_mass })
 }
@@ -112,6 +111,44 @@ pub(crate) fn uniform(seed: u64, index: usize) -> f64 {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(index as u64);
     (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Tokens whose weights are made and added at a time.
+const BLOCK: usize = 1024;
+
+/// Inverse of the distribution function, tokens in the order of their ids. No more weights are made than lie before the token.
+fn draw_whole(logits: &[f32], stats: &RowStats, inv_t: f32, u: f64) -> u32 {
+    let mut left = u * stats.sum();
+    let mut weights = [0.0; BLOCK];
+    // Stands in where rounding leaves a remainder: the last token before which some mass is left.
+    let mut last = 0;
+    for (b, logits) in logits.chunks(BLOCK).enumerate() {
+        let weights = &mut weights[..logits.len()];
+        weights.iter_mut().zip(logits).for_each(|(w, l)| *w = l * inv_t - stats.max);
+        exp_slice(weights);
+        let sum = sum(weights);
+        if let Some(possible) = weights.iter().rposition(|&w| w > 0.0) {
+            last = b * BLOCK + possible;
+        }
+        if left < sum {
+            let hit = weights.iter().position(|&w| {
+                left -= f64::from(w);
+                left < 0.0
+            });
+            return hit.map_or(last, |i| b * BLOCK + i) as u32;
+        }
+        left -= sum;
+    }
+    last as u32
+}
+
+/// In f64, several sums side by side.
+fn sum(weights: &[f32]) -> f64 {
+    let (mut lanes, (chunks, rest)) = ([0.0; 8], weights.as_chunks::<8>());
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, w)| *lane += f64::from(*w));
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&w| f64::from(w)).sum::<f64>()
 }
 
 /// The weight `e^(z - max)` of every token, `z` the tempered logits; the largest is 1.
@@ -125,22 +162,11 @@ impl<'a> Row<'a> {
     fn new(logits: &'a [f32], stats: &RowStats, inv_t: f32) -> Self {
         let mut weights: Vec<f32> = logits.iter().map(|l| l * inv_t - stats.max).collect();
         exp_slice(&mut weights);
-        let total = weights.iter().map(|&w| f64::from(w)).sum();
+        let total = sum(&weights);
         Self { logits, weights, total }
     }
 
-    /// Inverse of the distribution function, tokens in the order of their ids.
-    fn draw_whole(&self, u: f64) -> u32 {
-        let mut left = u * self.total;
-        let hit = self.weights.iter().position(|&w| {
-            left -= f64::from(w);
-            left < 0.0
-        });
-        // The last possible token stands in where rounding leaves a remainder.
-        hit.or_else(|| self.weights.iter().rposition(|&w| w > 0.0)).unwrap_or(0) as u32
-    }
-
-    /// The same among the kept tokens, the most likely first; also the probability of the others.
+    /// Inverse of the distribution function of the kept tokens, the most likely first; also the probability of the others.
     fn draw_cut(&self, rules: &Sampling, u: f64) -> (u32, f32) {
         let kept = self.kept(rules);
         let mass: f64 = kept.iter().map(|k| k.1).sum();

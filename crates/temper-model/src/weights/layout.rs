@@ -116,11 +116,13 @@ fn block_tensor(c: &Config, layer: usize, part: &str, gguf: &str) -> TensorSpec 
 
 /// Undoes the order of rows that llama.cpp's converter gives query and key weights of Llama models: there the two
 /// halves of every head are interleaved (pair `i` is rows `2i` and `2i + 1`), in Hugging Face they follow each other.
-/// `rows` is row-major `[heads * D, k]`.
-pub(crate) fn deinterleave(rows: &[f32], heads: usize, k: usize) -> Vec<f32> {
+/// `rows` is row-major `[heads * D, k]`, of values or of the bytes of a row's blocks.
+pub(crate) fn deinterleave<T: Copy>(rows: &[T], heads: usize, k: usize) -> Vec<T> {
     let d = rows.len() / heads / k;
     let order = (0..heads).flat_map(|h| (0..2).flat_map(move |half| (0..d / 2).map(move |i| h * d + 2 * i + half)));
-    order.flat_map(|row| &rows[row * k..(row + 1) * k]).copied().collect()
+    let mut out = Vec::with_capacity(rows.len());
+    order.for_each(|row| out.extend_from_slice(&rows[row * k..(row + 1) * k]));
+    out
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use crate::model::Model;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use temper_format::{ArraySource, Gguf, SafetensorsDir, atomic};
-use temper_tensor::{Ops, Params};
+use temper_format::{ArraySource, DType, Gguf, SafetensorsDir, atomic};
+use temper_tensor::{Blocks, Ops, ParamValue, Params, QuantPanels, Weight};
 
 /// A config.json larger than this is not one.
 const MOST_CONFIG: u64 = 16 << 20;
@@ -20,6 +20,15 @@ enum Weights {
     Gguf(Gguf),
 }
 
+/// How matrices are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// Widened to f32.
+    Wide,
+    /// In the file's quantised blocks, where it has them.
+    InBlocks,
+}
+
 impl Model {
     /// Loads a model from a Hugging Face directory (`config.json` and `model.safetensors` or its shards) or from a
     /// `.gguf` file. Everything is computed in f32, whatever the file holds.
@@ -28,14 +37,35 @@ impl Model {
     /// Files that are missing or damaged, an architecture that is not supported, tensors that are missing, unexpected or
     /// of another shape than the config says, weights that are not finite, a model larger than the machine's memory.
     pub fn load(ops: &dyn Ops, path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_held(ops, path.as_ref(), Held::Wide)
+    }
+
+    /// Loads a model from a `.gguf` file for reading alone: matrices that the file holds as Q4_0, Q4_1 or Q8_0 stay in these blocks, and
+    /// products are computed on them; the others are f32. Such a model generates and scores; it is not trained, merged or saved.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and a file without such blocks.
+    pub fn load_quantised(ops: &dyn Ops, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        let mut model = Self::load_held(ops, path, Held::InBlocks)?;
+        if !model.params.any_quantised() {
+            return Err(Error::NotQuantised { path: path.into() });
+        }
+        model.params.set_trainable(false);
+        Ok(model)
+    }
+
+    fn load_held(ops: &dyn Ops, path: &Path, held: Held) -> Result<Self> {
         atomic::restore(path)?;
         let kind = fs::metadata(path).map_err(|source| Error::Unreadable { path: path.into(), source })?;
         let (config, weights) = if kind.is_dir() { open_dir(path)? } else { open_gguf(path)? };
+        if held == Held::InBlocks && kind.is_dir() {
+            return Err(Error::NotQuantised { path: path.into() });
+        }
         let specs = tensors(&config);
         weights.check(&config, &specs)?;
-        memory::check(&config)?;
-        let params = weights.read(ops, &specs)?;
+        memory::check(&config, weights.bytes(&specs, held))?;
+        let params = weights.read(ops, &specs, held)?;
         weights.check_tied(&config, &params)?;
         Self::new(config, params)
     }
@@ -131,9 +161,33 @@ impl Weights {
         }
     }
 
-    fn read(&self, ops: &dyn Ops, specs: &[TensorSpec]) -> Result<Params> {
+    /// Bytes that the weights will take.
+    fn bytes(&self, specs: &[TensorSpec], held: Held) -> u64 {
+        let one = |spec: &TensorSpec| match self.blocks(spec, held) {
+            Some(blocks) => spec.shape.iter().product::<usize>() / 32 * blocks.bytes(),
+            None => 4 * spec.shape.iter().product::<usize>(),
+        };
+        specs.iter().map(|spec| one(spec) as u64).sum()
+    }
+
+    /// The blocks in which a tensor is to be held.
+    fn blocks(&self, spec: &TensorSpec, held: Held) -> Option<Blocks> {
+        let info = self.source().info(self.spelled(spec)).filter(|i| held == Held::InBlocks && i.shape.len() == 2)?;
+        match info.dtype {
+            DType::Q4_0 => Some(Blocks::Q4_0),
+            DType::Q4_1 => Some(Blocks::Q4_1),
+            DType::Q8_0 => Some(Blocks::Q8_0),
+            _ => None,
+        }
+    }
+
+    fn read(&self, ops: &dyn Ops, specs: &[TensorSpec], held: Held) -> Result<Params> {
         let mut params = Params::new();
         for spec in specs {
+            if let (Self::Gguf(file), Some(blocks)) = (self, self.blocks(spec, held)) {
+                params.add(&spec.name, ParamValue::Matrix(in_blocks(file, spec, blocks)?))?;
+                continue;
+            }
             let values = self.values(spec)?;
             match *spec.shape.as_slice() {
                 [n, k] => params.add_matrix(&spec.name, n, k, &values)?,
@@ -168,4 +222,18 @@ impl Weights {
         }
         Err(Error::TiedHeadDiffers { path: dir.path().into() })
     }
+}
+
+/// A matrix in the file's blocks; rows of whole blocks change places as rows of values do.
+fn in_blocks(file: &Gguf, spec: &TensorSpec, blocks: Blocks) -> Result<Weight> {
+    let bytes = file.read_bytes(&spec.gguf)?;
+    if let Some(value) = blocks.not_finite(&bytes) {
+        return Err(Error::NotFinite { path: file.path().into(), name: spec.gguf.clone(), value });
+    }
+    let (n, k) = (spec.shape[0], spec.shape[1]);
+    let bytes = match spec.rotary_heads {
+        Some(heads) => deinterleave(&bytes, heads, bytes.len() / n),
+        None => bytes,
+    };
+    Ok(Weight::Quantised(QuantPanels::from_bytes(blocks, n, k, &bytes)?))
 }

@@ -28,6 +28,10 @@ impl Model {
                 "merge it first, or save the adapter",
             ));
         }
+        if self.params.any_quantised() {
+            let what = "saving a model that is held in quantised blocks";
+            return Err(Error::unsupported(what, "load it in f32 and save that, or copy its file"));
+        }
         let dir = dir.as_ref();
         let name = torch_name(dtype)?;
         self.write_weights(ops, &dir.join("model.safetensors"), dtype)?;

@@ -13,7 +13,7 @@ use crate::segments::Segments;
 /// Query positions per piece of work.
 const CHUNK: usize = 256;
 /// Below this many score elements the work is done on the calling thread.
-const SERIAL: usize = 1 << 14;
+const SERIAL: usize = 1 << 9;
 
 /// Scratch of one worker.
 struct Tile {

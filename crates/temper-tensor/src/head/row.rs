@@ -40,6 +40,11 @@ pub struct RowStats {
 }
 
 impl RowStats {
+    /// `sum(exp(z - max))`.
+    pub fn sum(&self) -> f64 {
+        self.sum
+    }
+
     /// Log-sum-exp of z.
     pub fn lse(&self) -> f32 {
         (f64::from(self.max) + self.ln_sum) as f32

@@ -4,8 +4,8 @@ use temper_model::Model;
 use temper_train::bench::{self, Report};
 use temper_train::hub;
 
-use crate::args::{Bench, Dtype};
-use crate::failure::Exit;
+use crate::args::{Bench, Compute};
+use crate::failure::{Exit, user};
 use crate::machine;
 use crate::output::{data, say};
 use crate::table::{Side, Table};
@@ -13,15 +13,19 @@ use crate::table::{Side, Table};
 /// Runs the command.
 pub(crate) fn run(args: &Bench) -> anyhow::Result<Exit> {
     let device = machine::device(args.threads)?;
-    let model = match &args.model {
-        Some(path) => Model::load(&device, hub::local(path)?),
-        None => Model::init(&device, &bench::default_shape(), 0),
+    let model = match (&args.model, args.dtype) {
+        (Some(path), Compute::Quantised) => Model::load_quantised(&device, hub::local(path)?),
+        (Some(path), _) => Model::load(&device, hub::local(path)?),
+        (None, Compute::Quantised) => {
+            return Err(user(
+                "there is no model whose blocks could be measured",
+                "name a .gguf file with quantised matrices",
+            ));
+        }
+        (None, _) => Model::init(&device, &bench::default_shape(), 0),
     };
     let model = model.map_err(temper_train::Error::from)?;
-    let dtype = match args.dtype {
-        Dtype::F32 => temper_train::recipe::Dtype::F32,
-        Dtype::Bf16 => temper_train::recipe::Dtype::Bf16,
-    };
+    let dtype = args.dtype.as_asked();
     // As a run does: an operation then forks from inside the pool.
     let report = rayon::scope(|_| bench::bench(&device, model, dtype, &mut |next| say(&format!("measuring {next}"))))?;
     data(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { shown(&report) })?;

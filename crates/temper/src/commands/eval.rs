@@ -29,10 +29,12 @@ pub(crate) fn run(args: &Eval) -> anyhow::Result<Exit> {
         return Err(user(problem.what, problem.hint));
     }
     let device = machine::device(args.threads)?;
-    let (model, tokenizer) = Source::find(&args.model, args.base.as_deref())?.load(&device)?;
+    let (model, tokenizer) =
+        Source::find(&args.model, args.base.as_deref())?.load_to_read(&device, args.dtype.as_asked())?;
     let subject = Subject { ops: &device, model: &model, tokenizer: &tokenizer, seed: args.seed, stop: None };
     let mut progress = Progress::on_stderr();
-    let (metric, cell) = measure(subject, &task, "now", &mut |event| progress.event(event))?;
+    // As a run does: an operation then forks from inside the pool.
+    let (metric, cell) = rayon::scope(|_| measure(subject, &task, "now", &mut |event| progress.event(event)))?;
     drop(progress);
     data(&if args.json { object(args, &task, metric, &cell) } else { shown(args, metric, &cell) })?;
     Ok(Exit::Done)

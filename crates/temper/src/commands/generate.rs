@@ -26,12 +26,16 @@ pub(crate) fn run(args: &Generate) -> anyhow::Result<Exit> {
     let rules = rules(args)?;
     let device = machine::device(args.threads)?;
     let asked = asked(args)?;
-    let (model, tokenizer) = Source::find(&args.model, args.base.as_deref())?.load(&device)?;
+    let (model, tokenizer) =
+        Source::find(&args.model, args.base.as_deref())?.load_to_read(&device, args.dtype.as_asked())?;
     let prompts = asked.iter().map(|a| a.encode(&tokenizer)).collect::<anyhow::Result<Vec<_>>>()?;
     let seeds = |i: usize| (0..args.n as u64).map(|s| split_seed(args.seed, &[i as u64, s])).collect();
     let requests: Vec<Request> =
         prompts.into_iter().enumerate().map(|(i, prompt)| Request { prompt, seeds: seeds(i) }).collect();
-    let done = rollout::complete(&device, &tokenizer, &model, &requests, &rules, MAX_BATCH, None, &mut |_, _| {})?;
+    // As a run does: an operation then forks from inside the pool.
+    let done = rayon::scope(|_| {
+        rollout::complete(&device, &tokenizer, &model, &requests, &rules, MAX_BATCH, None, &mut |_, _| {})
+    })?;
     let several = done.len() * args.n > 1;
     for (i, completions) in done.iter().enumerate() {
         for (sample, completion) in completions.iter().enumerate() {

@@ -17,6 +17,7 @@ const COMMANDS: [(&[&str], &[&str]); 14] = [
         &[
             "MODEL",
             "--base",
+            "--dtype",
             "--task",
             "--data",
             "--n",
@@ -38,6 +39,7 @@ const COMMANDS: [(&[&str], &[&str]); 14] = [
         &[
             "MODEL",
             "--base",
+            "--dtype",
             "--prompt",
             "--messages",
             "--n",

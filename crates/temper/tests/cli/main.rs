@@ -7,6 +7,7 @@ mod faults;
 mod help;
 mod methods;
 mod models;
+mod quantised;
 mod resume;
 mod runs;
 
