@@ -16,6 +16,7 @@ const TOKEN: u64 = 1200;
 
 /// What decides the memory of a training stage.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::struct_excessive_bools)] // each stands for itself
 pub struct Sizes {
     /// N of the largest micro-batch: `micro_tokens`, or the longest example or group where that is larger.
     pub micro_tokens: usize,

@@ -330,7 +330,7 @@ mod tests {
             assert_eq!((count(&plain, ".weight"), frozen.len()), (1, 2 + 2 + 2 + 1), "{frozen:?}");
             let with_bias = |name: &&str| frozen.contains(&(part(name) + ".bias"));
             let with_weight = |name: &&str| frozen.contains(&(part(name) + ".weight"));
-            assert!(biased.iter().all(|name| with_bias(&name) == with_weight(&name)), "{frozen:?}");
+            assert!(biased.iter().all(|name| with_bias(name) == with_weight(name)), "{frozen:?}");
         }
     }
 

@@ -289,7 +289,7 @@ pub(super) fn strips(level: Level, x: &[f32], m: usize, k: usize) -> Buf {
     parts(out.words_mut(), size, |i, out| {
         let rows = i * LANES..m.min((i + 1) * LANES);
         each_strip((x, k), rows, 0..blocks(k), (WORDS, out), |rows, k, steps, out| {
-            strip_of(level, rows, k, steps, out)
+            strip_of(level, rows, k, steps, out);
         });
     });
     out
