@@ -40,7 +40,8 @@ for step in range(a.warmup + a.steps):
     optimizer.zero_grad()
     loss.item()
     times.append(time.perf_counter() - began)
-median = statistics.median(times[a.warmup:])
+times = times[a.warmup:]
+median = statistics.median(times)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print("RESULT " + json.dumps(dict(bench="raw_step", dtype=a.dtype, tiny=a.tiny, med_s=round(median, 4), steps_s=round(1 / median, 3),
-                                  tok_s=round(a.rows * a.tokens / median, 1), peak_rss_mb=round(peak))))
+print("RESULT " + json.dumps(dict(bench="raw_step", dtype=a.dtype, tiny=a.tiny, med_s=round(median, 4),
+                                  step_tok_s=[round(a.rows * a.tokens / t, 1) for t in times], step_rate=[round(1 / t, 3) for t in times], peak_rss_mb=round(peak))))

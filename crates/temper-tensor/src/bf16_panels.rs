@@ -1,8 +1,7 @@
 //! Weight matrices rounded to bf16, in blocks of pairs: the one layout that forward, backward to the input and decoding read.
 
 use crate::buf::Buf;
-use crate::gemm::bf16::{WORDS, blocks, refresh, widen};
-use crate::isa::isa;
+use crate::gemm::bf16::{WORDS, blocks, level, refresh, widen};
 use crate::panels::{LANES, Panels};
 
 /// A matrix `[n, k]` (n outputs, k inputs) in bf16: panels of 16 rows, `[ceil(n / 16)][ceil(k / 32)][16 pairs of columns][16 rows]`,
@@ -26,7 +25,7 @@ impl Bf16Panels {
     /// Rounds `w`, of the same shape, anew.
     pub fn refresh(&mut self, w: &Panels) {
         assert_eq!((w.n(), w.k()), (self.n, self.k), "the shape of the master values");
-        refresh(isa(), w, self.words.words_mut());
+        refresh(level(), w, self.words.words_mut());
     }
 
     /// n, the number of rows (outputs).

@@ -72,6 +72,8 @@ pub struct HeadTerms {
     pub mean_logp: Option<Vec<f32>>,
     /// KL(other || this) over the vocabulary in nats, `[M]`; there with another head only.
     pub kl: Option<Vec<f32>>,
+    /// Log-probability of each target under the other head, shaped as `logp`; there with another head only.
+    pub logp_other: Option<Vec<f32>>,
 }
 
 /// The loss's derivative with respect to the terms of some rows.
@@ -167,6 +169,7 @@ impl HeadTerms {
             argmax: spec.argmax.then(Vec::new),
             mean_logp: spec.mean_logp.then(Vec::new),
             kl: other.then(Vec::new),
+            logp_other: other.then(Vec::new),
             ..Self::default()
         }
     }
@@ -174,9 +177,12 @@ impl HeadTerms {
     fn append(&mut self, chunk: Self) {
         self.logp.extend(chunk.logp);
         self.lse.extend(chunk.lse);
-        for (all, more) in
-            [(&mut self.entropy, chunk.entropy), (&mut self.mean_logp, chunk.mean_logp), (&mut self.kl, chunk.kl)]
-        {
+        for (all, more) in [
+            (&mut self.entropy, chunk.entropy),
+            (&mut self.mean_logp, chunk.mean_logp),
+            (&mut self.kl, chunk.kl),
+            (&mut self.logp_other, chunk.logp_other),
+        ] {
             if let (Some(all), Some(more)) = (all, more) {
                 all.extend(more);
             }
@@ -273,9 +279,12 @@ fn chunk_terms(
     spec: &HeadSpec,
     other: Option<(&[f32], &[RowStats])>,
 ) -> HeadTerms {
-    let logp = |(i, t): (usize, &u32)| {
-        let r = i / spec.targets_per_row;
-        stats[r].logp(logits[r * v + *t as usize])
+    let logp = |(logits, stats): (&[f32], &[RowStats])| {
+        let of = |(i, t): (usize, &u32)| {
+            let r = i / spec.targets_per_row;
+            stats[r].logp(logits[r * v + *t as usize])
+        };
+        targets.iter().enumerate().map(of).collect()
     };
     let rows = || logits.par_chunks_exact(v).with_min_len(TASK.div_ceil(v));
     let means = || rows().zip(stats).map(|(row, stats)| stats.mean_logp(row)).collect();
@@ -285,11 +294,12 @@ fn chunk_terms(
         (0..stats.len()).into_par_iter().with_min_len(TASK.div_ceil(v)).map(row).collect()
     };
     HeadTerms {
-        logp: targets.iter().enumerate().map(logp).collect(),
+        logp: logp((logits, stats)),
         lse: stats.iter().map(RowStats::lse).collect(),
         entropy: spec.entropy.then(|| stats.iter().map(|s| s.entropy).collect()),
         argmax: spec.argmax.then(most_likely),
         mean_logp: spec.mean_logp.then(means),
         kl: other.map(divergences),
+        logp_other: other.map(logp),
     }
 }

@@ -91,12 +91,9 @@ impl AdamState {
         self.step = step;
     }
 
-    /// The moments (m, v) of a parameter on the host, row-major; none when it is frozen.
-    pub fn moments(&self, ops: &dyn Ops, id: ParamId) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
-        match (self.m.get(id), self.v.get(id)) {
-            (Some(m), Some(v)) => Ok(Some((m.values(ops)?, v.values(ops)?))),
-            _ => Ok(None),
-        }
+    /// Of a parameter's moments (m, v), the gradients in their layout that hold them; none when it is frozen.
+    pub fn moments(&self, id: ParamId) -> Option<(&Grad, &Grad)> {
+        self.m.get(id).zip(self.v.get(id))
     }
 
     /// Restores the moments of a parameter from row-major values.

@@ -231,9 +231,9 @@ fn write_moments(path: &Path, ops: &dyn Ops, params: &Params, adam: &AdamState) 
     let named = |p: &Param, which: &str| (format!("{which}.{}", p.name), p.shape());
     let mut file = Stream::create(path, trained(params).flat_map(|(_, p)| [named(p, "m"), named(p, "v")]).collect())?;
     for (id, p) in trained(params) {
-        if let Some((m, v)) = adam.moments(ops, id)? {
-            file.push(&named(p, "m").0, &m)?;
-            file.push(&named(p, "v").0, &v)?;
+        if let Some((m, v)) = adam.moments(id) {
+            file.push(&named(p, "m").0, &m.values(ops)?)?;
+            file.push(&named(p, "v").0, &v.values(ops)?)?;
         }
     }
     file.finish()

@@ -9,7 +9,7 @@ use temper_tensor::{
 };
 
 use crate::error::Result;
-use crate::recipe::{AfterUpdate, GradientTransform, Optimizer};
+use crate::recipe::{AfterUpdate, GradientTransform, Optimizer, Training};
 use crate::slots::Kept;
 
 /// What is asked of a pass through a model beside the batch.
@@ -56,6 +56,19 @@ pub struct Update<'a> {
     pub gradient: &'a [GradientTransform],
     /// What follows.
     pub after: &'a [AfterUpdate],
+}
+
+impl<'a> Update<'a> {
+    /// As a stage's settings say, at a factor of its learning rate.
+    pub fn of(stage: &Training<'a>, lr_factor: f64) -> Self {
+        Self {
+            optimizer: stage.optimizer,
+            lr_factor,
+            clip_norm: stage.clip_norm,
+            gradient: stage.gradient,
+            after: stage.after_update,
+        }
+    }
 }
 
 /// What an update says of itself.

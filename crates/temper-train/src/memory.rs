@@ -16,6 +16,7 @@ const TOKEN: u64 = 1200;
 
 /// What decides the memory of a training stage.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::struct_excessive_bools)] // each stands for itself
 pub struct Sizes {
     /// N of the largest micro-batch: `micro_tokens`, or the longest example or group where that is larger.
     pub micro_tokens: usize,
@@ -31,6 +32,8 @@ pub struct Sizes {
     pub lora: Option<Lora>,
     /// Whether there is a reference model of its own.
     pub reference: bool,
+    /// Whether its distributions are compared with over the whole vocabulary.
+    pub kl_ref: bool,
     /// Whether there is a critic.
     pub critic: bool,
     /// Copies of what is trained: where it started, averages.
@@ -64,7 +67,7 @@ impl Memory {
         let [reference, critic] = [sizes.reference, sizes.critic].map(u64::from);
         let weights = (whole + rounded) * (1 + critic) + adapter.unwrap_or(0) + frozen * reference;
         let optimizer = (3 + sizes.copies as u64) * adapter.unwrap_or(whole) + 3 * whole * critic;
-        let activations = activations(config, sizes.micro_tokens as u64, sizes.recompute);
+        let activations = activations(config, sizes);
         let cache = sizes.cached_tokens as u64 * config.kv_bytes_per_token();
         let process = PROCESS + TOKEN * config.vocab_size as u64 + SLACK;
         let total = weights + optimizer + activations.max(cache) + process;
@@ -73,7 +76,8 @@ impl Memory {
 }
 
 /// Bytes of a micro-batch of `n` tokens, all of them scored, at the moment when they are most.
-fn activations(config: &Config, n: u64, recompute: bool) -> u64 {
+fn activations(config: &Config, sizes: &Sizes) -> u64 {
+    let (n, recompute) = (sizes.micro_tokens as u64, sizes.recompute);
     let (c, f, h) = (config.hidden_size as u64, config.intermediate_size as u64, config.num_attention_heads as u64);
     let (q, kv) = (h * config.head_dim as u64, (config.num_key_value_heads * config.head_dim) as u64);
     let layers = config.num_hidden_layers as u64;
@@ -83,10 +87,11 @@ fn activations(config: &Config, n: u64, recompute: bool) -> u64 {
     let kept = if recompute { layers * c } else { layers * block };
     let again = if recompute { block } else { 0 };
     // The head holds the last rows, the scored ones and their gradient beside its logits; a block's backward the gradient of the
-    // residual stream and four rows as wide as the feed-forward.
-    let head = 4 * n * 4 * c + 2 * 4 * LOGITS.min(n * config.vocab_size as u64);
+    // residual stream and four rows as wide as the feed-forward. Another model's rows stay for both, its logits are the head's.
+    let other = u64::from(sizes.kl_ref);
+    let head = 4 * n * 4 * c + (2 + other) * 4 * LOGITS.min(n * config.vocab_size as u64);
     let backward = 4 * n * (again + 4 * c + 5 * f);
-    4 * n * kept + head.max(backward)
+    4 * n * (kept + other * c) + head.max(backward)
 }
 
 /// The tokens of the largest micro-batch when items of at most `longest` tokens are cut at `limit`, `total` in all.
@@ -161,6 +166,7 @@ mod tests {
             dtype: Dtype::F32,
             lora: None,
             reference: false,
+            kl_ref: false,
             critic: false,
             copies: 0,
         }

@@ -12,13 +12,14 @@ use temper_model::Model;
 
 use crate::adapter::Reference;
 use crate::context::{Context, Outcome};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::examples::{self, Order, Rows};
 use crate::input;
 use crate::learner::{Learner, Update, Updated};
 use crate::metrics::{self as names, Metrics};
 use crate::plan;
-use crate::recipe::{AfterUpdate, OfflineStage};
+use crate::recipe::OfflineStage;
+use crate::sensitivity;
 use crate::slots;
 use crate::state::Progress;
 use crate::streams::Streams;
@@ -66,6 +67,7 @@ pub fn run(
     stage: &OfflineStage,
     progress: &mut Progress,
 ) -> Result<Outcome> {
+    sensitivity::fits(&learner.model, stage)?;
     let seed = ctx.stage_seed(&stage.id);
     progress.same_data(&stage.id, &rows.sizes, rows.digest())?;
     let mut order = match progress.order.take() {
@@ -85,7 +87,7 @@ pub fn run(
     let of_streams = streams.tokens(&stage.streams, context);
     temper_tensor::buf::expect_rows(plan::offline_sizes(ctx.recipe, stage, rows.tokens(), &of_streams).micro_tokens);
     let changed = input::Change::new(stage, ctx.tokenizer()?, total, seed)?;
-    let synced = stage.after_update.iter().any(AfterUpdate::moves_reference);
+    let training = stage.training();
     while progress.step < total {
         let begun = Instant::now();
         let knobs = stage.knobs.values(&progress.knobs, progress.step as u64, total as u64);
@@ -96,7 +98,8 @@ pub fn run(
         let multipliers: Option<Vec<f64>> =
             stage.constraint.map(|_| picked.iter().map(|&i| progress.multipliers[i]).collect());
         let sensitive = progress.sensitive.clone();
-        let settings = Settings { sensitive: Some(&sensitive), ..settings(ctx, stage, progress.step) };
+        let settings = Settings::of(ctx, &training, progress.step as u64, progress.step);
+        let settings = Settings { sensitive: Some(&sensitive), ..settings };
         let step = Step {
             settings,
             reference: reference.as_deref().filter(|_| loss.needs().contains(Needs::LOGP_REF)),
@@ -109,16 +112,9 @@ pub fn run(
         let sums = step.run(learner, multipliers.as_deref())?;
         let beside = streams.step(&now.streams, &[], settings, learner, reference.as_deref(), progress)?;
         let factor = stage.schedule.value(progress.step as u64, total as u64);
-        let update = Update {
-            optimizer: &stage.optimizer,
-            lr_factor: factor,
-            clip_norm: stage.clip_norm,
-            gradient: &now.gradient,
-            after: &stage.after_update,
-        };
-        let Updated { norm, distance } = learner.update(ctx.ops(), &update)?;
+        let Updated { norm, distance } = learner.update(ctx.ops(), &Update::of(&now.training(), factor))?;
         if let Some(reference) = reference.as_deref_mut() {
-            slots::sync(ctx.ops(), &stage.after_update, learner.adam.step(), &learner.model, reference)?;
+            slots::sync(ctx.ops(), training.after_update, learner.adam.step(), &learner.model, reference)?;
         }
         finite("grad_norm", norm, &stage.id, progress.step, &batch)?;
 
@@ -153,7 +149,7 @@ pub fn run(
         let stop = ctx.stop_requested();
         if stop || progress.step == total || progress.step.is_multiple_of(stage.checkpoint_every) {
             progress.order = Some(order.clone());
-            ctx.checkpoint(learner, None, reference.as_deref().filter(|_| synced), progress)?;
+            ctx.checkpoint(learner, None, reference.as_deref().filter(|_| training.syncs_reference()), progress)?;
             ctx.emit(&Event::Checkpoint { stage: &stage.id, step: progress.step });
         }
         if stop && progress.step < total {
@@ -210,30 +206,28 @@ pub fn micro_batches(lengths: impl Iterator<Item = usize>, limit: usize) -> Vec<
     runs
 }
 
-/// How the stage trains in the step after `done`.
-fn settings<'a, 'c: 'a>(ctx: &Context<'c>, stage: &'a OfflineStage, done: usize) -> Settings<'a> {
-    Settings {
-        ops: ctx.ops(),
-        stage: &stage.id,
-        micro_tokens: stage.micro_tokens,
-        recompute: stage.recompute,
-        adapter: stage.adapter.as_ref(),
-        sensitive: None,
-        seed: ctx.stage_seed(&stage.id),
-        index: done as u64,
-        round: done,
-    }
-}
-
 fn new_order(rows: &Rows, seed: u64) -> Result<Order> {
     Order::new(rows, split_seed(seed, &[ORDER]))
 }
 
 /// Optimiser steps of a stage: as given, or as many as it takes to draw the epochs' rows, found by drawing them.
+///
+/// # Errors
+/// Settings that have no effect in so many, which `check` finds where the steps are given.
 pub fn total_steps(stage: &OfflineStage, rows: &Rows, seed: u64) -> Result<usize> {
-    if let Some(steps) = stage.steps {
-        return Ok(steps);
+    let steps = stage.steps.map_or_else(|| steps_of_epochs(stage, rows, seed), Ok)?;
+    let after = stage.after_update.iter().enumerate();
+    let after = after.filter_map(|(i, after)| Some(after.never(steps)?.within(&format!("after_update.{i}"))));
+    let sensitivity = stage.sensitivity.iter().filter_map(|s| Some(s.never(steps)?.within("sensitivity")));
+    match after.chain(sensitivity).next() {
+        None => Ok(steps),
+        Some(never) => {
+            Err(Error::user(format!("stage `{}`, `{}`: {}", stage.id, never.field, never.message), never.hint))
+        }
     }
+}
+
+fn steps_of_epochs(stage: &OfflineStage, rows: &Rows, seed: u64) -> Result<usize> {
     let wanted = (stage.epochs.unwrap_or(1.0) * rows.rows.len() as f64).round().max(1.0) as usize;
     if let Some(examples) = stage.batch.examples {
         return Ok(wanted.div_ceil(examples));

@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::learner::Learner;
 use crate::metrics::{self as names, Metrics};
 use crate::plan;
-use crate::recipe::{AfterUpdate, OnlineStage};
+use crate::recipe::OnlineStage;
 use crate::rollout::{self, Group, Peer, Sampling, Sources, measure};
 use crate::state::Progress;
 use crate::streams::{self, Streams};
@@ -47,7 +47,7 @@ pub fn run(
     let streams = Streams::open(ctx, &stage.id, &stage.streams, context, progress)?;
     let (prompt, of_streams) = (stage.max_prompt_tokens.min(context), streams.tokens(&stage.streams, context));
     temper_tensor::buf::expect_rows(plan::online_sizes(ctx.recipe, stage, prompt, &of_streams).micro_tokens);
-    let synced = stage.after_update.iter().any(AfterUpdate::moves_reference);
+    let synced = stage.training().syncs_reference();
     while progress.step < stage.steps {
         let begun = Instant::now();
         let knobs = stage.knobs.values(&progress.knobs, progress.step as u64, stage.steps as u64);

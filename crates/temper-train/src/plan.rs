@@ -128,7 +128,8 @@ pub fn inputs(recipe: &Recipe) -> Vec<(String, String)> {
             Stage::Online(s) => s.tasks.iter().flat_map(|t| task_paths(&t.source)).collect(),
             Stage::Evaluate(s) => s.tasks.iter().flat_map(eval_paths).collect::<Vec<_>>(),
         };
-        let of_streams = stage.streams().iter().flat_map(|s| &s.data).flat_map(data_paths);
+        let of_streams =
+            stage.training().into_iter().flat_map(|t| t.streams).flat_map(|s| &s.data).flat_map(data_paths);
         let paths = paths.into_iter().chain(of_streams);
         found.extend(paths.map(|p| (at.clone(), p)));
     }
@@ -250,7 +251,7 @@ fn offline(recipe: &Recipe, s: &OfflineStage, known: &Known) -> Result<StagePlan
     let sizes = offline_sizes(recipe, s, (longest, tokens), &beside.rows);
     figures.extend(trained(sizes.lora.as_ref(), known));
     figures.extend(beside.figures);
-    figures.extend(around(&s.gradient, &s.after_update, s.freeze.as_ref()));
+    figures.extend(around(&s.training()));
     figures.extend(offline::extra_passes(s).into_iter().map(|pass| ("extra pass", pass.to_string())));
     Ok(StagePlan {
         example: rows.rows.first().map(|(_, row): &(String, Encoded)| row.runs(tokenizer)),
@@ -357,7 +358,7 @@ fn online(recipe: &Recipe, s: &OnlineStage, known: &Known) -> Result<StagePlan> 
     let sizes = online_sizes(recipe, s, prompt.unwrap_or(s.max_prompt_tokens), &beside.rows);
     figures.extend(trained(sizes.lora.as_ref(), known));
     figures.extend(beside.figures);
-    figures.extend(around(&s.gradient, &s.after_update, s.freeze.as_ref()));
+    figures.extend(around(&s.training()));
     Ok(StagePlan {
         notes: beside.notes,
         memory: known.config.as_ref().map(|c| Memory::of(c, &sizes)),

@@ -17,7 +17,9 @@ use crate::critic::Critic;
 use crate::error::{Error, Result};
 use crate::learner::Learner;
 use crate::models::{Source, load_tokenizer};
-use crate::recipe::{self, Dtype, InitStage, ModelSpec, Recipe, RecipeError, Save, SaveDtype, Stage, TokenizerStage};
+use crate::recipe::{
+    self, Dtype, InitStage, ModelSpec, Recipe, RecipeError, Save, SaveDtype, Stage, TokenizerStage, Training,
+};
 use crate::rundir::{Lock, RunDir};
 use crate::state::Progress;
 use crate::watch::{Stop, Watch};
@@ -314,7 +316,7 @@ fn train(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>)
     let parent = Origin::of(ctx.recipe.parent(index));
     held.get(ctx, parent)?;
     let Some(start) = held.model.take() else { return Ok(Outcome::Done) };
-    let (mut model, outcome) = trained(ctx, this, start, found)?;
+    let (mut model, outcome) = trained(ctx, this, parent, start, found)?;
     if outcome == Outcome::Interrupted {
         return Ok(outcome);
     }
@@ -331,22 +333,29 @@ fn train(ctx: &mut Context, index: usize, held: &mut Held, found: Option<Found>)
 }
 
 /// Runs the stage's loop; gradients, moments and reference are gone when it returns.
-fn trained(ctx: &mut Context, this: &Stage, mut start: Model, found: Option<Found>) -> Result<(Model, Outcome)> {
+fn trained(
+    ctx: &mut Context,
+    this: &Stage,
+    parent: Origin,
+    mut start: Model,
+    found: Option<Found>,
+) -> Result<(Model, Outcome)> {
+    let Some(training) = this.training() else { return Ok((start, Outcome::Done)) };
     // The critic begins as the policy without an adapter.
     let mut critic = critic(ctx, this, &start)?;
-    if let Some(adapter) = this.adapter() {
+    if let Some(adapter) = training.adapter {
         start.attach(&adapter.lora(), split_seed(ctx.stage_seed(this.id()), &[adapter::INIT]))?;
     }
-    let mut reference = reference(ctx, this, &start)?;
+    let mut reference = reference(ctx, &training, parent, &start)?;
     let rows = match this {
         Stage::Offline(s) => Some(offline::rows(ctx, s, &start)?),
         _ => None,
     };
-    if let Some(freeze) = this.freeze() {
+    if let Some(freeze) = training.freeze {
         slots::freeze(&mut start.params, freeze, ctx.stage_seed(this.id()))?;
     }
     let learner = Learner::new(ctx.ops(), start)?;
-    let mut learner = learner.keeping(ctx.ops(), this.gradient(), this.after_update())?;
+    let mut learner = learner.keeping(ctx.ops(), training.gradient, training.after_update)?;
     let mut progress = Progress::default();
     if let Some(found) = found
         && found.restore(ctx.ops(), Role::Policy, &mut learner)?
@@ -355,7 +364,7 @@ fn trained(ctx: &mut Context, this: &Stage, mut start: Model, found: Option<Foun
         if let Some(critic) = &mut critic {
             found.restore(ctx.ops(), Role::Critic, &mut critic.learner)?;
         }
-        if let Some(reference) = reference.as_mut().filter(|_| this.syncs_reference()) {
+        if let Some(reference) = reference.as_mut().filter(|_| training.syncs_reference()) {
             found.restore_reference(ctx.ops(), reference)?;
         }
     }
@@ -367,7 +376,7 @@ fn trained(ctx: &mut Context, this: &Stage, mut start: Model, found: Option<Foun
         _ => Outcome::Done,
     };
     let mut model = learner.into_model(ctx.ops())?;
-    if this.freeze().is_some() {
+    if training.freeze.is_some() {
         model.params.set_trainable(true);
     }
     temper_tensor::buf::expect_rows(0);
@@ -377,18 +386,29 @@ fn trained(ctx: &mut Context, this: &Stage, mut start: Model, found: Option<Foun
 
 /// The frozen reference of a stage, where its objective needs one. An adapter begins at zero, so the stage's start is the policy with
 /// its adapter off.
-fn reference(ctx: &mut Context, this: &Stage, start: &Model) -> Result<Option<Reference>> {
-    if !this.needs_reference() {
+///
+/// # Errors
+/// A reference that is to follow a policy of another shape; `parent` is where the policy comes from.
+fn reference(ctx: &mut Context, stage: &Training, parent: Origin, start: &Model) -> Result<Option<Reference>> {
+    if !stage.needs_reference() {
         return Ok(None);
     }
-    let recipe = ctx.recipe;
+    let (recipe, moves) = (ctx.recipe, stage.syncs_reference());
     // A reference that moves has values that can.
-    let copied = |model: &Model| if this.syncs_reference() { model.clone() } else { model.frozen_copy() };
-    Ok(Some(match source_of(recipe.model.reference.as_ref())? {
-        None if start.adapter().is_some() => Reference::AdapterOff,
-        None => Reference::Model(Box::new(copied(start))),
-        Some(source) => Reference::Model(Box::new(copied(&other(ctx, "reference", &source, start)?))),
-    }))
+    let copied = |model: &Model| Box::new(if moves { model.clone() } else { model.frozen_copy() });
+    let Some(source) = source_of(recipe.model.reference.as_ref())? else {
+        let own = if start.adapter().is_some() { Reference::AdapterOff } else { Reference::Model(copied(start)) };
+        return Ok(Some(own));
+    };
+    let model = other(ctx, "reference", &source, start)?;
+    if let Some(how) = slots::difference(&start.params, &model.params).filter(|_| moves) {
+        let (reference, policy) = (source.path().display(), parent.name(ctx));
+        return Err(Error::user(
+            format!("`reference_sync` mixes the policy `{policy}` into the reference `{reference}`, and {how}"),
+            "take a reference of the policy's shape, or remove `reference_sync` from `after_update`",
+        ));
+    }
+    Ok(Some(Reference::Model(copied(&model))))
 }
 
 /// The critic of a stage, where its objective needs one, as it begins.

@@ -59,6 +59,11 @@ impl Sensitive {
     }
 }
 
+/// Whether a model has what the stage's `sensitivity` looks at.
+pub(crate) fn fits(model: &Model, stage: &OfflineStage) -> Result<()> {
+    stage.sensitivity.iter().try_for_each(|_| point(model).map(drop))
+}
+
 /// The residual stream behind the last block but one.
 fn point(model: &Model) -> Result<String> {
     let layers = model.config.num_hidden_layers;

@@ -96,7 +96,19 @@ impl Kept {
     }
 }
 
-/// Moves the reference after the optimiser's step number `step`, where the stage asks for it.
+/// The first parameter in which a policy and the reference that follows it do not agree.
+pub(crate) fn difference(policy: &Params, reference: &Params) -> Option<String> {
+    let shape = |params: &Params, name: &str| match params.by_name(name).map(|id| params.get(id).shape()) {
+        Some((rows, cols)) => format!("{rows} x {cols}"),
+        None => "not there".to_owned(),
+    };
+    let names = [policy, reference].into_iter().flat_map(|params| params.iter().map(|(_, p)| p.name.as_str()));
+    let shapes = names.map(|name| (name, shape(policy, name), shape(reference, name)));
+    let (name, own, other) = shapes.into_iter().find(|(_, own, other)| own != other)?;
+    Some(format!("`{name}` is {own} in the policy and {other} in the reference"))
+}
+
+/// Moves a reference of the policy's shape ([`difference`]) after the optimiser's step number `step`, where the stage asks for it.
 pub(crate) fn sync(
     ops: &dyn Ops,
     after: &[AfterUpdate],
@@ -105,14 +117,6 @@ pub(crate) fn sync(
     reference: &mut Reference,
 ) -> Result<()> {
     let Reference::Model(reference) = reference else { return Ok(()) };
-    let names = |m: &Model| m.params.iter().map(|(_, p)| p.name.clone()).collect::<Vec<_>>();
-    let moves = after.iter().any(|a| matches!(a, AfterUpdate::ReferenceSync { .. }));
-    if moves && (policy.config != reference.config || names(policy) != names(reference)) {
-        return Err(Error::user(
-            "`after_update` mixes the policy into the reference, and the two models have different shapes",
-            "take a reference of the policy's shape, or remove `reference_sync`",
-        ));
-    }
     for after in after {
         if let AfterUpdate::ReferenceSync { every, alpha } = after
             && step.is_multiple_of(*every)
@@ -156,22 +160,30 @@ pub(crate) fn freeze(params: &mut Params, freeze: &Freeze, seed: u64) -> Result<
     Ok(())
 }
 
-/// Half of every block's matrices and norms, by their kind.
+/// Half of every block's matrices and norms, by their kind, and the biases of these matrices.
 fn half(names: &[String], seed: u64) -> Vec<String> {
     let mut random = SplitMix64::new(seed);
     let mut frozen = vec![];
     let blocks = names.iter().filter_map(|name| block(name)).max().map_or(0, |last| last + 1);
     let two_of_three = drawn(blocks, blocks / 2, &mut random);
     for layer in 0..blocks {
-        for (kind, n) in [("self_attn", 2), ("mlp", 1 + usize::from(two_of_three.contains(&layer))), ("norm", 1)] {
-            let of_kind =
-                |name: &&String| block(name) == Some(layer) && name.contains(kind) && name.ends_with(".weight");
-            let of_kind: Vec<&String> =
-                names.iter().filter(of_kind).filter(|n| kind == "norm" || !n.contains("norm")).collect();
-            frozen.extend(drawn(of_kind.len(), n, &mut random).into_iter().map(|i| of_kind[i].clone()));
+        for kind in ["self_attn", "mlp", "norm"] {
+            let of_kind = |name: &&String| block(name) == Some(layer) && kind_of(name) == Some(kind);
+            let of_kind: Vec<&String> = names.iter().filter(of_kind).collect();
+            let more = usize::from(kind == "mlp" && two_of_three.contains(&layer));
+            let drawn = drawn(of_kind.len(), of_kind.len() / 2 + more, &mut random);
+            frozen.extend(drawn.into_iter().map(|i| of_kind[i].clone()));
         }
     }
-    frozen
+    let biases = frozen.iter().filter_map(|name| Some(format!("{}.bias", name.strip_suffix(".weight")?)));
+    let biases: Vec<String> = biases.filter(|bias| names.contains(bias)).collect();
+    [frozen, biases].concat()
+}
+
+/// What the weight of a block is: a norm wherever it stands, or a matrix of attention or of the feed-forward part.
+fn kind_of(name: &str) -> Option<&'static str> {
+    let part = name.strip_suffix(".weight")?;
+    ["norm", "self_attn", "mlp"].into_iter().find(|kind| part.contains(kind))
 }
 
 /// The block that a parameter belongs to.
@@ -299,6 +311,41 @@ mod tests {
         }
         assert_eq!((0..4).map(|layer| count(layer, "mlp")).sum::<usize>(), 6, "{names:?}");
         assert!(names.iter().all(|n| block(n).is_some()) && frozen(2) != names && frozen(1) == names);
+    }
+
+    /// With biases and norms of queries and keys: half of the matrices with their biases, half of the norms.
+    #[test]
+    fn half_of_a_block_with_biases_and_four_norms() {
+        let part = |part: &str| format!("model.layers.0.{part}");
+        let biased = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+        let plain = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+        let norms = ["input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"];
+        let weights = biased.iter().chain(&plain).chain(&norms).map(|name| part(name) + ".weight");
+        let names: Vec<String> = weights.chain(biased.map(|name| part(name) + ".bias")).collect();
+        for seed in 0..20 {
+            let frozen = half(&names, seed);
+            let count = |of: &[&str], end: &str| of.iter().filter(|name| frozen.contains(&(part(name) + end))).count();
+            assert_eq!((count(&biased, ".weight"), count(&norms, ".weight")), (2, 2), "{frozen:?}");
+            // One of three: two of three is in half of the blocks, rounded down.
+            assert_eq!((count(&plain, ".weight"), frozen.len()), (1, 2 + 2 + 2 + 1), "{frozen:?}");
+            let with_bias = |name: &&str| frozen.contains(&(part(name) + ".bias"));
+            let with_weight = |name: &&str| frozen.contains(&(part(name) + ".weight"));
+            assert!(biased.iter().all(|name| with_bias(name) == with_weight(name)), "{frozen:?}");
+        }
+    }
+
+    /// Two names for one shape agree; another size, and a parameter that one of them lacks, are named.
+    #[test]
+    fn models_that_cannot_be_mixed_are_told_apart() {
+        let of = |config: Config| Model::init(&Cpu::new(), &config, 5).unwrap().params;
+        let own = of(Config::llama(31, 24, 4, 2));
+        let harmless = Config { max_position_embeddings: 7, rope_theta: 3.0, ..Config::llama(31, 24, 4, 2) };
+        assert_eq!(difference(&own, &of(harmless)), None);
+        let wider = difference(&own, &of(Config::llama(31, 32, 4, 2))).unwrap();
+        assert!(wider.contains("31 x 24 in the policy and 31 x 32"), "{wider}");
+        let (deeper, shallower) = (of(Config::llama(31, 24, 5, 2)), of(Config::llama(31, 24, 3, 2)));
+        assert!(difference(&own, &deeper).unwrap().contains("not there in the policy"));
+        assert!(difference(&own, &shallower).unwrap().contains("not there in the reference"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Given rows in training: one optimiser step's gradient of a supervised objective, micro-batch by micro-batch. An offline stage's own
 //! data goes through here, and every stream of either loop.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use temper_algo::{Coupling, Needs, SequenceMask, SupervisedObjective, SupervisedRows, SupervisedTerms, Weighting};
@@ -9,11 +10,12 @@ use temper_model::{Batch, ScoredSequence};
 use temper_tensor::{HeadCoef, HeadSpec, HeadTerms, Hooks, Ops, Tensor};
 
 use crate::adapter::{self, Reference};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::learner::{Asked, Learner};
 use crate::offline::micro_batches;
-use crate::recipe::Adapter;
+use crate::recipe::{Adapter, Training};
 use crate::sensitivity::Sensitive;
 
 /// What a step's tokens added up to.
@@ -56,6 +58,23 @@ pub(crate) struct Settings<'a> {
     pub round: usize,
 }
 
+impl<'a> Settings<'a> {
+    /// Of a stage's optimiser step `index`, after `round` rounds.
+    pub(crate) fn of<'c: 'a>(ctx: &Context<'c>, stage: &Training<'a>, index: u64, round: usize) -> Self {
+        Self {
+            ops: ctx.ops(),
+            stage: stage.id,
+            micro_tokens: stage.micro_tokens,
+            recompute: stage.recompute,
+            adapter: stage.adapter,
+            sensitive: None,
+            seed: ctx.stage_seed(stage.id),
+            index,
+            round,
+        }
+    }
+}
+
 /// One optimiser step: weights for the whole step first, then micro-batch by micro-batch.
 pub(crate) struct Step<'a> {
     pub settings: Settings<'a>,
@@ -90,18 +109,29 @@ impl Step<'_> {
         Ok(sums)
     }
 
-    /// Log-probs of the scored tokens under the reference, and its hidden rows where a term reads its whole distributions.
-    fn of_reference(&self, learner: &Learner, batch: &Batch) -> Result<(Option<Vec<f64>>, Option<Tensor>)> {
-        let (ops, policy, spec) = (self.settings.ops, &learner.model, HeadSpec::default());
-        let Some(reference) = self.reference.filter(|_| batch.scored() > 0) else { return Ok((None, None)) };
-        if !self.loss.needs().contains(Needs::KL_REF) {
-            return Ok((Some(wide(&reference.terms(ops, policy, batch, &spec)?.logp)), None));
-        }
-        let rows = reference.rows(ops, policy, batch)?;
-        let own = policy.params.matrix("head", policy.head())?;
-        let terms = ops.head_terms(&rows, reference.head()?.unwrap_or(own), &batch.tgt, &spec)?;
-        Ok((Some(wide(&terms.logp)), Some(rows)))
+    /// What is asked of the reference before the policy's pass.
+    fn of_reference(&self, learner: &Learner, batch: &Batch) -> Result<OfReference> {
+        let (ops, policy) = (self.settings.ops, &learner.model);
+        Ok(match self.reference.filter(|_| batch.scored() > 0) {
+            None => OfReference::Nothing,
+            Some(reference) if self.loss.needs().contains(Needs::KL_REF) => {
+                OfReference::Rows(reference.rows(ops, policy, batch)?)
+            }
+            Some(reference) => {
+                OfReference::Logp(wide(&reference.terms(ops, policy, batch, &HeadSpec::default())?.logp))
+            }
+        })
     }
+}
+
+/// What the reference says of a micro-batch's scored tokens.
+enum OfReference {
+    Nothing,
+    /// Their log-probabilities.
+    Logp(Vec<f64>),
+    /// The hidden rows that predict them, where the objective compares over the vocabulary: the policy's head then reads their
+    /// log-probabilities too.
+    Rows(Tensor),
 }
 
 /// The host arrays of one micro-batch, scored tokens in batch order.
@@ -113,9 +143,7 @@ struct Micro {
     /// What the loss is weighted by: the same, times the step's coefficient and the rows' multipliers.
     weight: Vec<f64>,
     sequences: Vec<usize>,
-    logp_ref: Option<Vec<f64>>,
-    /// The reference's hidden rows, where the objective compares over the vocabulary.
-    rows_ref: Option<Tensor>,
+    reference: OfReference,
 }
 
 impl Micro {
@@ -132,7 +160,7 @@ impl Micro {
         let (mut batch, share) = Batch::sequences(&sequences)?;
         let scored = |s: &ScoredSequence| s.scored.iter().skip(1).filter(|w| **w != 0.0).count();
         let lengths: Vec<usize> = sequences.iter().map(scored).collect();
-        let (logp_ref, rows_ref) = step.of_reference(learner, &batch)?;
+        let reference = step.of_reference(learner, &batch)?;
         let mut hooks = match step.input {
             Some(input) => input.apply(ops, &learner.model, &mut batch, &sequences, index as usize, part.start)?,
             None => Hooks::new(),
@@ -147,7 +175,7 @@ impl Micro {
         let factor = |i: usize| step.coefficient * multipliers.map_or(1.0, |m| m[i]);
         let of_rows = part.zip(&lengths).flat_map(|(i, n)| std::iter::repeat_n(factor(i), *n));
         let weight = share.iter().zip(of_rows).map(|(w, m)| w * m).collect();
-        Ok(Self { batch, hooks, share, weight, sequences: lengths, logp_ref, rows_ref })
+        Ok(Self { batch, hooks, share, weight, sequences: lengths, reference })
     }
 
     /// Forward, objective and backward; adds to the sums.
@@ -155,8 +183,10 @@ impl Micro {
         let (ops, loss) = (step.settings.ops, step.loss);
         let mean_logp = loss.needs().contains(Needs::MEAN_LOGP);
         let spec = HeadSpec { entropy: true, argmax: true, mean_logp, ..HeadSpec::default() };
-        let head = step.reference.map(Reference::head).transpose()?.flatten();
-        let other = self.rows_ref.as_ref().map(|rows| (rows, head));
+        let other = match (&self.reference, step.reference) {
+            (OfReference::Rows(rows), Some(reference)) => Some((rows, reference.head()?)),
+            _ => None,
+        };
         let asked = Asked { spec: &spec, hooks: &self.hooks, other };
         let known = if loss.coupling() == Coupling::Token {
             None
@@ -204,16 +234,25 @@ impl Micro {
         head: &HeadTerms,
     ) -> Result<SupervisedTerms, temper_algo::Error> {
         let [entropy, mean_logp, kl_ref] = [&head.entropy, &head.mean_logp, &head.kl].map(|v| v.as_deref().map(wide));
-        let whole = at.len() == self.weight.len();
+        let (logp_ref, whole) = (self.logp_ref(at.clone(), head), at.len() == self.weight.len());
         loss.token_terms(&SupervisedRows {
             logp: &wide(&head.logp),
-            logp_ref: self.logp_ref.as_ref().map(|l| &l[at.clone()]),
+            logp_ref: logp_ref.as_deref(),
             entropy: entropy.as_deref(),
             mean_logp: mean_logp.as_deref(),
             kl_ref: kl_ref.as_deref(),
             weight: &self.weight[at],
             sequences: if whole { &self.sequences } else { &[] },
         })
+    }
+
+    /// Log-probabilities of the scored tokens `at` under the reference; `head` is what the head says of these alone.
+    fn logp_ref<'a>(&'a self, at: Range<usize>, head: &HeadTerms) -> Option<Cow<'a, [f64]>> {
+        match &self.reference {
+            OfReference::Nothing => None,
+            OfReference::Logp(logp) => Some(Cow::Borrowed(&logp[at])),
+            OfReference::Rows(_) => head.logp_other.as_deref().map(|logp| Cow::Owned(wide(logp))),
+        }
     }
 
     fn sum(&self, head: &HeadTerms, total: &SupervisedTerms, sums: &mut Sums) {
@@ -224,8 +263,8 @@ impl Micro {
         let right = head.argmax.iter().flatten().zip(&self.batch.tgt).filter(|(a, t)| a == t).count();
         sums.correct += right as u64;
         let logp = wide(&head.logp);
-        if let Some(reference) = &self.logp_ref {
-            sums.ref_log_ratio += logp.iter().zip(reference).map(|(now, then)| now - then).sum::<f64>();
+        if let Some(reference) = self.logp_ref(0..logp.len(), head) {
+            sums.ref_log_ratio += logp.iter().zip(&*reference).map(|(now, then)| now - then).sum::<f64>();
         }
         let mut start = 0;
         for length in &self.sequences {

@@ -67,9 +67,24 @@ fn compare() {
     let made = base.path().join("made");
     go(BASE, &[], &made, &mut Silent);
     let path = format!("model.policy={{path=\"{}\"}}", made.join("model").display());
-    for (i, sizes) in [(600, false), (1500, true)].into_iter().enumerate() {
+    // A wide vocabulary, so that what a KL over it needs is half of everything.
+    let wide = base.path().join("wide");
+    let shape = "hidden_size=32,layers=2,heads=2,intermediate_size=32,max_positions=256";
+    let of_wide = [
+        "stage.tokenizer.vocab_size=900".to_owned(),
+        "stage.tokenizer.data.0.n=2000".to_owned(),
+        format!("stage.init.shape={{{shape}}}"),
+    ];
+    go(BASE, &of_wide, &wide, &mut Silent);
+    let wide = format!("model.policy={{path=\"{}\"}}", wide.join("model").display());
+    let compared = "stage.sft.terms=[{weight=0.1,objective={kind=\"vocabulary_kl\"}}]";
+    let compared = [compared.to_owned(), "model.reference.policy_at=stage_start".to_owned()];
+    let cases = [(600, false, &path, &[][..]), (1500, true, &path, &[]), (1500, false, &wide, &compared)];
+    for (i, (micro, recompute, path, more)) in cases.into_iter().enumerate() {
+        let sizes = (micro, recompute);
         let sets =
-            [path.clone(), format!("stage.sft.micro_tokens={}", sizes.0), format!("stage.sft.recompute={}", sizes.1)];
+            [path.clone(), format!("stage.sft.micro_tokens={micro}"), format!("stage.sft.recompute={recompute}")];
+        let sets = [&sets[..], more].concat();
         let mut steps = Steps::default();
         buf::trim();
         let recipe = go(SFT, &sets, &base.path().join(i.to_string()), &mut steps);

@@ -7,6 +7,7 @@ mod fixture;
 use common::number;
 use fixture::{Done, go, problems, resumes};
 use temper_format::{ArraySource, SafetensorsFile};
+use temper_train::watch::{Silent, Stop};
 
 const START: &str = "model.reference.policy_at=stage_start";
 const KL: &str = "stage.rl.objective={kl={beta=0.05}}";
@@ -108,6 +109,46 @@ fn a_reference_that_follows_is_where_the_policy_was() {
     assert!(half[0] == 0.0 && half[1..].iter().all(|kl| *kl > 0.0), "{half:?}");
 }
 
+/// A reference of another shape is refused before a step is taken, by both names; without `reference_sync` it serves.
+#[test]
+fn a_reference_of_another_shape_cannot_follow() {
+    let at = |name: &str| format!("{}/../../models/{name}", env!("CARGO_MANIFEST_DIR"));
+    let text = format!(
+        r#"
+        name = "other-shape"
+        [model.policy]
+        path = "{}"
+        [model.reference]
+        path = "{}"
+        [[stage]]
+        id = "sft"
+        kind = "offline"
+        data = [{{ kind = "tasks", n = 4, tasks = {{ kind = "tiny_world", families = ["copying"], levels = [1], split = "train" }} }}]
+        terms = [{{ weight = 0.1, objective = {{ kind = "reference_kl" }} }}]
+        max_tokens = 128
+        batch = {{ examples = 2 }}
+        steps = 1
+        optimizer = {{ kind = "adamw", lr = 1e-4 }}
+        "#,
+        at("tiny"),
+        at("mini")
+    );
+    let run = |sets: &[&str]| {
+        let (base, dir) = common::fresh();
+        let recipe = common::parsed(&text, sets);
+        (common::go_on(&recipe, &dir, &mut Silent, &Stop::new()), dir, base)
+    };
+    run(&[]).0.unwrap();
+    let (refused, dir, _base) = run(&["stage.sft.after_update=[{kind=\"reference_sync\",every=1,alpha=0.5}]"]);
+    let error = refused.unwrap_err();
+    let message = error.to_string();
+    for part in ["models/tiny", "models/mini", "model.embed_tokens.weight", "in the policy"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(error.hint().unwrap().contains("remove `reference_sync`"), "{error:?}");
+    assert!(common::lines(&dir, "sft").is_empty());
+}
+
 /// Looking back half of the way after every second step ends nearer to the start than going on.
 #[test]
 fn looking_ahead_goes_a_share_of_the_way() {
@@ -149,6 +190,6 @@ fn a_name_that_is_none_stops_the_run() {
     let sets = ["stage.rl.freeze={kind=\"names\",names=[\"model.layers.7.*\"]}"];
     let (_base, dir) = common::fresh();
     let recipe = common::parsed(fixture::RECIPE, &sets);
-    let run = common::go_on(&recipe, &dir, &mut temper_train::watch::Silent, &temper_train::watch::Stop::new());
+    let run = common::go_on(&recipe, &dir, &mut Silent, &Stop::new());
     assert!(run.unwrap_err().to_string().contains("model.layers.7.*"));
 }

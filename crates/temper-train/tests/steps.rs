@@ -13,6 +13,7 @@ const SOLUTION: &str = "stage.rl.step_rewards={kind=\"solution\",separator=\"\"}
 const CONTINUED: &str =
     "stage.rl.step_rewards={kind=\"continued\",separator=\"\",samples=2,max_tokens=4,most=3,force=\"=\"}";
 const ALL: &str = "stage.rl.group=[]";
+const NOISE: &str = "stage.rl.shaping=[{kind=\"flip\",part=\"hex\",probability=0.2}]";
 
 /// Every character of a completion against the one at its place in the answer.
 #[test]
@@ -109,6 +110,7 @@ fn settings_without_sense_are_found() {
         (&[CONTINUED, PROCESS, "stage.rl.step_rewards.scale=0.0"], "scale is 0"),
         (&[CONTINUED, PROCESS, "stage.rl.tasks.0.source.cot=true"], "`cot` has no effect"),
         (&[SOLUTION, PROCESS], "`drop_constant` leaves out groups"),
+        (&[CONTINUED, PROCESS, ALL, NOISE], "rewards steps as scored, before the noise"),
         (
             &[SOLUTION, PROCESS, ALL, "stage.rl.environment={kind=\"second_attempt\",prompt=\"Again.\"}"],
             "looks at one turn",

@@ -123,6 +123,26 @@ fn the_kl_over_the_vocabulary_begins_at_zero_and_anchors() {
     assert!(number(&lines[0], "loss/vocabulary_kl").abs() < 1e-6 && number(&lines[5], "loss/vocabulary_kl") > 0.0);
 }
 
+/// The head that makes a KL over the vocabulary says what the reference's own head says of the tokens, bit for bit.
+#[test]
+fn the_references_log_probabilities_are_the_same_beside_a_kl_over_the_vocabulary() {
+    let (_base, dir) = fresh();
+    go_on(&parsed(&[]), &dir, &mut Silent, &Stop::new()).unwrap();
+    let reference = format!("model.reference.path={}", dir.join("model").display());
+    let first = |more: &str, adapter: &str| {
+        let anchored = "{weight=0.5,objective={kind=\"reference_kl\",estimator={kind=\"k2\"}}}";
+        let terms = format!("stage.sft.terms=[{anchored}{more}]");
+        let line = steps(&[&terms, &reference, "stage.sft.steps=1", adapter]).unwrap().remove(0);
+        let loss = number(&line, "loss") - line["loss/vocabulary_kl"].as_f64().unwrap_or(0.0);
+        (number(&line, "ref_log_ratio"), number(&line, "loss/reference_kl"), loss)
+    };
+    for adapter in ["stage.sft.recompute=false", "stage.sft.adapter={kind=\"lora\",rank=2,alpha=4}"] {
+        let (alone, beside) = (first("", adapter), first(",{weight=1.0,objective={kind=\"vocabulary_kl\"}}", adapter));
+        assert!(alone.0 != 0.0 && (alone.0, alone.1) == (beside.0, beside.1), "{alone:?} {beside:?}");
+        assert!((alone.2 - beside.2).abs() < 1e-9, "{alone:?} {beside:?}");
+    }
+}
+
 #[test]
 fn multipliers_follow_the_losses() {
     let lines = steps(&["stage.sft.constraint={epsilon=0.5,lr=0.3}", "stage.sft.steps=6"]).unwrap();
@@ -147,10 +167,37 @@ fn sensitive_units_are_left_out_after_enough_looks() {
     for (a, b) in losses(&cut).iter().zip(losses(&lines)) {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
     }
-    let found = recipe::check(&common::read(RECIPE, &[two, &of(3)]));
-    assert!(found.iter().any(|p| p.what.contains("the stage ends before")), "{found:?}");
-    let error = steps(&[&of(1)]).unwrap_err().to_string();
-    assert!(error.contains("last block but one"), "{error}");
+}
+
+/// What would never happen is an error: of `check` where the steps are given, and before the first step where they follow from epochs.
+#[test]
+fn what_a_stage_is_too_short_for_is_found_before_training() {
+    let sensitive = |every: usize| format!("stage.sft.sensitivity={{every={every},looks=2,probe=5}}");
+    let often = |every: usize| format!("stage.sft.after_update=[{{kind=\"look_ahead\",every={every},alpha=0.5}}]");
+    let two = "stage.init.shape.layers=2";
+    // 12 rows, 4 a step: two epochs are six steps.
+    let text = RECIPE.replace("steps = 6", "epochs = 2");
+    for (good, bad, words) in [
+        (sensitive(2), sensitive(3), ["sensitivity.every", "the stage ends before"]),
+        (often(6), often(7), ["after_update.0", "the stage has 6 optimiser steps"]),
+    ] {
+        let found = recipe::check(&common::read(RECIPE, &[two, &bad]));
+        let error = found.iter().find(|p| p.severity == Severity::Error).unwrap();
+        assert!(words.iter().all(|word| format!("{} {}", error.at, error.what).contains(word)), "{found:?}");
+        let run = |set: &str| {
+            let (base, dir) = fresh();
+            (go_on(&common::parsed(&text, &[two, set]), &dir, &mut Silent, &Stop::new()), dir, base)
+        };
+        run(&good).0.unwrap();
+        let (refused, dir, _base) = run(&bad);
+        let refused = refused.unwrap_err().to_string();
+        assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
+        assert!(refused.contains(&error.what) && lines(&dir, "sft").is_empty(), "{refused}: {found:?}");
+    }
+    // A model of one block has no last block but one.
+    let (_base, dir) = fresh();
+    let error = go_on(&parsed(&[&sensitive(1)]), &dir, &mut Silent, &Stop::new()).unwrap_err().to_string();
+    assert!(error.contains("last block but one") && lines(&dir, "sft").is_empty(), "{error}");
 }
 
 #[test]

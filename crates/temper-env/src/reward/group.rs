@@ -2,9 +2,12 @@
 //!
 //! A process id may go to a stranger once its process has been reaped, so a group is only ever signalled while it is on
 //! a list of groups whose leader has not been reaped; the list's lock is held meanwhile.
+//!
+//! A program that is killed can end nobody. So each group has a second member, a shell that waits for the end of a pipe which we hold
+//! and never write to, and then kills the group that it is in, itself included.
 
 use std::io;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,9 +44,25 @@ fn signal(leader: u32) {
 #[cfg(not(unix))]
 fn signal(_leader: u32) {}
 
+/// Starts the shell that ends a leader's group once we are gone. Where it cannot be started, only that case is lost.
+#[cfg(unix)]
+fn watch(leader: u32) -> Option<Child> {
+    use std::os::unix::process::CommandExt;
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", "read -r gone; kill -KILL 0"]).process_group(leader.cast_signed());
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+}
+
+#[cfg(not(unix))]
+fn watch(_leader: u32) -> Option<Child> {
+    None
+}
+
 /// A child and its descendants.
 pub(super) struct Group {
     child: Child,
+    /// The shell that waits in the group for our end.
+    watcher: Option<Child>,
     status: Option<ExitStatus>,
 }
 
@@ -60,7 +79,7 @@ impl Group {
         }
         let child = command.spawn()?;
         groups.leaders.push(child.id());
-        Ok(Self { child, status: None })
+        Ok(Self { watcher: watch(child.id()), child, status: None })
     }
 
     pub(super) fn child(&mut self) -> &mut Child {
@@ -101,6 +120,10 @@ impl Group {
             signal(groups.leaders.swap_remove(at));
         }
         drop(groups);
+        if let Some(mut watcher) = self.watcher.take() {
+            let _ = watcher.kill();
+            let _ = watcher.wait();
+        }
         if self.status.is_none() {
             let _ = self.child.kill();
             self.status = self.child.wait().ok();

@@ -52,9 +52,9 @@ const HEIGHT: usize = 512;
 const TASKS: (usize, usize) = (2, 24);
 
 /// The levels that a product runs at.
-pub(super) type Level = (Isa, Dot);
+pub(crate) type Level = (Isa, Dot);
 
-pub(super) fn level() -> Level {
+pub(crate) fn level() -> Level {
     (isa(), dot())
 }
 
@@ -74,13 +74,10 @@ fn linear_at(level: Level, x: &[f32], m: usize, w: &Bf16Panels, y: &mut [f32], a
     if !acc && k == 0 {
         y.fill(0.0);
     }
-    let shape = Shape { parts: 1, depth: DEPTH, height: HEIGHT };
-    let left = |rows: Range<usize>, depth: Range<usize>, out: &mut [u32]| pack::strips(level.0, x, k, rows, depth, out);
-    let right = |panels: Range<usize>, depth: Range<usize>, _: &mut [u32]| {
-        let panel = |p: usize| w.words()[(p * blocks(k) + depth.start) * WORDS..].as_ptr();
-        [panel(panels.start), if panels.len() > 1 { panel(panels.start + 1) } else { ptr::null() }]
-    };
-    product(level, &shape, (m, n, k), left, right, &Out::rows(y, n, acc));
+    let shape = Shape::of_height(HEIGHT);
+    let strips = pack::strips(level, x, m, k);
+    let right = in_place(w.words(), blocks(k));
+    product(level, &shape, (m, n, k), whole(&strips, k), right, &Out::rows(y, n, acc));
 }
 
 /// `dx = dy w` (`dx +=` when `acc`): `dy [m, n]`, `w [n, k]`, `dx [m, k]`, row-major.
@@ -96,11 +93,10 @@ fn linear_dx_at(level: Level, dy: &[f32], m: usize, w: &Bf16Panels, dx: &mut [f3
     }
     // Panels are transposed once a task, so tasks are as high as there are columns to share.
     let high = k.div_ceil(SIDE) >= 2 * rayon::current_num_threads();
-    let shape = Shape { parts: 1, depth: DEPTH, height: if high { 2 * HEIGHT } else { HEIGHT } };
-    let left =
-        |rows: Range<usize>, depth: Range<usize>, out: &mut [u32]| pack::strips(level.0, dy, n, rows, depth, out);
+    let shape = Shape::of_height(if high { 2 * HEIGHT } else { HEIGHT });
+    let strips = pack::strips(level, dy, m, n);
     let right = packed(1, |panel, depth, out| pack::transposed(level.0, w, depth, panel, out));
-    product(level, &shape, (m, k, n), left, right, &Out::rows(dx, k, acc));
+    product(level, &shape, (m, k, n), whole(&strips, n), right, &Out::rows(dx, k, acc));
 }
 
 /// How a product is cut.
@@ -111,6 +107,17 @@ pub(super) struct Shape {
     pub(super) depth: usize,
     /// Rows of the left operand that one task keeps in the second-level cache.
     pub(super) height: usize,
+    /// Longest reduction, in blocks, over which a few rows' strips are all kept at once.
+    pub(super) few: usize,
+    /// Whether tasks pack the left operand themselves.
+    pub(super) packs_left: bool,
+}
+
+impl Shape {
+    /// Of products in bf16, whose left operand is packed before.
+    fn of_height(height: usize) -> Self {
+        Self { parts: 1, depth: DEPTH, height, few: usize::MAX, packs_left: false }
+    }
 }
 
 /// Where the output `[m, n]` lies.
@@ -154,14 +161,42 @@ pub(super) fn packed(
     }
 }
 
-/// `out [m, n] (+)= left [m, k] right [k, n]`. `left(rows, blocks, words)` packs these blocks of strips of rows; `right(panels, blocks,
-/// words)` says where these blocks of one or two panels lie, and may pack them into `words`. A task packs what it multiplies,
-/// so that both operands are in its thread's caches.
+/// A left operand that is packed already, all blocks of its reduction of length `depth`.
+fn whole(strips: &Buf, depth: usize) -> impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> Strips + Sync + Send {
+    let apart = blocks(depth) * WORDS;
+    move |rows, depth, _| Strips {
+        first: strips.words()[rows.start / LANES * apart + depth.start * WORDS..].as_ptr(),
+        apart,
+    }
+}
+
+/// A right operand whose panels, of `length` blocks each, lie ready.
+fn in_place(
+    words: &[u32],
+    length: usize,
+) -> impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> [*const u32; 2] + Sync + Send {
+    move |panels, depth, _| {
+        let panel = |p: usize| words[(p * length + depth.start) * WORDS..].as_ptr();
+        [panel(panels.start), if panels.len() > 1 { panel(panels.start + 1) } else { ptr::null() }]
+    }
+}
+
+/// Where strips of the left operand lie.
+#[derive(Clone, Copy)]
+pub(super) struct Strips {
+    pub(super) first: *const u32,
+    /// Words from one strip to the next.
+    pub(super) apart: usize,
+}
+
+/// `out [m, n] (+)= left [m, k] right [k, n]`. `left(rows, blocks, words)` says where these blocks of strips of rows lie, `right(panels,
+/// blocks, words)` where these blocks of one or two panels do; both may pack them into `words`, so that they are in the
+/// thread's caches.
 pub(super) fn product(
     level: Level,
     shape: &Shape,
     (m, n, k): (usize, usize, usize),
-    left: impl Fn(Range<usize>, Range<usize>, &mut [u32]) + Sync + Send,
+    left: impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> Strips + Sync + Send,
     right: impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> [*const u32; 2] + Sync + Send,
     out: &Out,
 ) {
@@ -172,22 +207,21 @@ pub(super) fn product(
     let step = part(length, shape.depth, 1);
     let height = part(m, shape.height, SIDE);
     // Rows that are multiplied at once need nothing again, so that weights can come from memory in their order.
-    let few = height <= SIDE;
+    let few = height <= SIDE && length <= shape.few;
     let size = |blocks: usize| blocks * shape.parts * WORDS;
     Grid::of_height(height, TASKS, m, n, k).run(|rows, columns| {
         let _tiles = kernel::Tiles::new(level.1);
-        let strips = rows.len().div_ceil(LANES);
-        let packed = if few { length } else { step };
-        scratch(strips * size(packed), 2 * size(step), |a, b| {
-            let mut multiply = |a: &[u32], strip: usize, depth: Range<usize>, from: usize| {
+        let strips = if shape.packs_left { rows.len().div_ceil(LANES) } else { 0 };
+        scratch(strips * size(if few { length } else { step }), 2 * size(step), |a, b| {
+            let mut multiply = |strips: Strips, depth: Range<usize>, from: usize| {
                 let count = SIDE.min(columns.end - from);
                 let panel = from / LANES;
                 let b = right(panel..panel + count.div_ceil(LANES), depth.clone(), b);
                 let count = if out.padded { count.next_multiple_of(LANES) } else { count };
                 for row in (0..rows.len()).step_by(SIDE) {
                     let height = SIDE.min(rows.len() - row);
-                    let a = a[row / LANES * strip..].as_ptr();
-                    let a = [a, if height > LANES { a.wrapping_add(strip) } else { ptr::null() }];
+                    let a = strips.first.wrapping_add(row / LANES * strips.apart);
+                    let a = [a, if height > LANES { a.wrapping_add(strips.apart) } else { ptr::null() }];
                     let c = out.at.get().wrapping_add((rows.start + row) * out.row + panel * out.panel);
                     let c = [c, if count > LANES { c.wrapping_add(out.panel) } else { ptr::null_mut() }];
                     let (parts, blocks, acc) = (shape.parts, depth.len(), out.acc || depth.start > 0);
@@ -198,15 +232,15 @@ pub(super) fn product(
             };
             let parts = || (0..length).step_by(step).map(|start| start..(start + step).min(length));
             if few {
-                left(rows.clone(), 0..length, a);
+                let all = left(rows.clone(), 0..length, a);
+                let from_block = |block| Strips { first: all.first.wrapping_add(size(block)), ..all };
                 for from in columns.clone().step_by(SIDE) {
-                    parts().for_each(|depth| multiply(&a[size(depth.start)..], size(length), depth, from));
+                    parts().for_each(|depth| multiply(from_block(depth.start), depth, from));
                 }
             } else {
                 for depth in parts() {
-                    let strip = size(depth.len());
-                    left(rows.clone(), depth.clone(), &mut a[..strips * strip]);
-                    columns.clone().step_by(SIDE).for_each(|from| multiply(a, strip, depth.clone(), from));
+                    let strips = left(rows.clone(), depth.clone(), a);
+                    columns.clone().step_by(SIDE).for_each(|from| multiply(strips, depth.clone(), from));
                 }
             }
         });
@@ -234,12 +268,7 @@ pub fn linear_dw(dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
 fn linear_dw_at(level: Level, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
     let (n, k) = (dw.n(), dw.k());
     assert_eq!((dy.len(), x.len()), (m * n, m * k), "dy is [{m}, {n}] and x is [{m}, {k}]");
-    let shape = Shape { parts: 1, depth: DEPTH, height: HEIGHT };
-    let left = |columns: Range<usize>, depth: Range<usize>, out: &mut [u32]| {
-        pack::columns(level.0, (x, k), columns, depth, out, true);
-    };
-    let right = packed(1, |panel, depth, out| {
-        pack::columns(level.0, (dy, n), panel * LANES..n.min((panel + 1) * LANES), depth, out, false);
-    });
-    product(level, &shape, (k, n, m), left, right, &Out::panels(dw));
+    let (strips, panels) = (pack::paired(level, x, m, k, true), pack::paired(level, dy, m, n, false));
+    let right = in_place(panels.words(), blocks(m));
+    product(level, &Shape::of_height(HEIGHT), (k, n, m), whole(&strips, m), right, &Out::panels(dw));
 }

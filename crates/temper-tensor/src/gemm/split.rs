@@ -17,7 +17,7 @@ mod pack;
 
 use std::ops::Range;
 
-use super::bf16::{Level, Out, SIDE, Shape, WORDS, packed, product};
+use super::bf16::{Level, Out, SIDE, Shape, Strips, WORDS, blocks, packed, product};
 use crate::isa::{Dot, Isa};
 use crate::panels::{LANES, Panels};
 
@@ -34,11 +34,17 @@ const DEPTH: usize = 18;
 const DEPTH_OF_FEW: usize = 1;
 /// Floats between what is split and what is fetched, for few rows.
 const AHEAD_OF_FEW: usize = 1024;
-/// Rows of the left operand that one task keeps in the second-level cache.
+/// Rows of the left operand that one task keeps in the second-level cache; more of them where the reduction is shorter.
 const HEIGHT: usize = 256;
 
-fn shape(m: usize) -> Shape {
-    Shape { parts: PARTS, depth: if m <= SIDE { DEPTH_OF_FEW } else { DEPTH }, height: HEIGHT }
+/// Longest reduction, in blocks, over which a few rows are all split at once: 0.8 MB for 32 rows.
+const FEW: usize = 128;
+
+fn shape(m: usize, length: usize) -> Shape {
+    let length = blocks(length);
+    let depth = if m <= SIDE && length <= FEW { DEPTH_OF_FEW } else { DEPTH };
+    let height = HEIGHT * DEPTH / length.clamp(1, DEPTH);
+    Shape { parts: PARTS, depth, height, few: FEW, packs_left: true }
 }
 
 /// `y = x w^T` (`y +=` when `acc`).
@@ -47,27 +53,35 @@ pub(super) fn linear(x: &[f32], m: usize, w: &Panels, y: &mut [f32], acc: bool) 
     if m <= few::MOST {
         return few::linear(x, m, w, y, acc);
     }
-    let left = |rows: Range<usize>, depth: Range<usize>, out: &mut [u32]| pack::strips(x, k, rows, depth, out);
     let ahead = if m <= SIDE { AHEAD_OF_FEW } else { 2 * LANES * k };
     let right = packed(PARTS, |panel, depth, out| pack::panel(w, panel, depth, ahead, out));
-    product(LEVEL, &shape(m), (m, n, k), left, right, &Out::rows(y, n, acc));
+    product(LEVEL, &shape(m, k), (m, n, k), strips(x, k), right, &Out::rows(y, n, acc));
 }
 
 /// `dx = dy w` (`dx +=` when `acc`).
 pub(super) fn linear_dx(dy: &[f32], m: usize, w: &Panels, dx: &mut [f32], acc: bool) {
     let (n, k) = (w.n(), w.k());
-    let left = |rows: Range<usize>, depth: Range<usize>, out: &mut [u32]| pack::strips(dy, n, rows, depth, out);
     let right = packed(PARTS, |panel, depth, out| pack::transposed(w, panel, depth, out));
-    product(LEVEL, &shape(m), (m, k, n), left, right, &Out::rows(dx, k, acc));
+    product(LEVEL, &shape(m, n), (m, k, n), strips(dy, n), right, &Out::rows(dx, k, acc));
+}
+
+/// The rows of x as a left operand, split where they are multiplied.
+fn strips(x: &[f32], k: usize) -> impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> Strips + Sync + Send {
+    move |rows, depth, out| {
+        pack::strips((x, k), rows, depth.clone(), out);
+        Strips { first: out.as_ptr(), apart: depth.len() * PARTS * WORDS }
+    }
 }
 
 /// `dw += dy^T x`.
 pub(super) fn linear_dw(dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
     let (n, k) = (dw.n(), dw.k());
-    let left =
-        |columns: Range<usize>, depth: Range<usize>, out: &mut [u32]| pack::columns((x, k), columns, depth, out, true);
+    let left = |columns: Range<usize>, depth: Range<usize>, out: &mut [u32]| {
+        pack::turned((x, k), columns, depth.clone(), out);
+        Strips { first: out.as_ptr(), apart: depth.len() * PARTS * WORDS }
+    };
     let right = packed(PARTS, |panel, depth, out| {
-        pack::columns((dy, n), panel * LANES..n.min((panel + 1) * LANES), depth, out, false);
+        pack::columns((dy, n), panel * LANES..n.min((panel + 1) * LANES), depth, out);
     });
-    product(LEVEL, &shape(k), (k, n, m), left, right, &Out::panels(dw));
+    product(LEVEL, &shape(k, m), (k, n, m), left, right, &Out::panels(dw));
 }

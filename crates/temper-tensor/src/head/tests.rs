@@ -201,6 +201,9 @@ fn the_kl_to_another_head_agrees_with_f64_and_its_gradient_with_differences() {
         let other = other.as_ref().map(Other::head);
         let forward = head_terms(&case.hidden, 4, &case.weight(), &case.targets, &spec, other).expect("terms");
         assert_eq!(forward, terms);
+        // What the other says of the targets is what it says when it is asked alone, bit for bit.
+        let alone = other.map(|o| head_terms(o.hidden, 4, o.w, &case.targets, &spec, None).expect("terms").logp);
+        assert_eq!(terms.logp_other, alone, "{spec:?}");
     }
 }
 

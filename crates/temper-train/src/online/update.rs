@@ -74,20 +74,14 @@ impl Update {
         let (factor, round) = (stage.schedule.value(at, total), progress.step);
         let mut loss = if groups.is_empty() { 0.0 } else { optimiser_step(ctx, learner, stage, groups, at, self)? };
         finite("loss", loss, stage, round, groups)?;
-        let settings = settings(ctx, stage, at, round);
+        let settings = Settings::of(ctx, &stage.training(), at, round);
         let others = beside.streams.step(&stage.streams, shown, settings, learner, reference.as_deref(), progress)?;
         if groups.is_empty() && others.is_empty() {
             return Ok(());
         }
         loss += others.loss();
         self.beside.add(others);
-        let update = learner::Update {
-            optimizer: &stage.optimizer,
-            lr_factor: factor,
-            clip_norm: stage.clip_norm,
-            gradient: &stage.gradient,
-            after: &stage.after_update,
-        };
+        let update = learner::Update::of(&stage.training(), factor);
         let Updated { norm, distance } = learner.update(ctx.ops(), &update)?;
         if let Some(reference) = reference {
             slots::sync(ctx.ops(), &stage.after_update, learner.adam.step(), &learner.model, reference)?;
@@ -177,21 +171,6 @@ pub(super) fn run(
         }
     }
     Ok(done)
-}
-
-/// How the stage's streams train in optimiser step `at`.
-fn settings<'a, 'c: 'a>(ctx: &Context<'c>, stage: &'a OnlineStage, at: u64, round: usize) -> Settings<'a> {
-    Settings {
-        ops: ctx.ops(),
-        stage: &stage.id,
-        micro_tokens: stage.micro_tokens,
-        recompute: stage.recompute,
-        adapter: stage.adapter.as_ref(),
-        sensitive: None,
-        seed: ctx.stage_seed(&stage.id),
-        index: at,
-        round,
-    }
 }
 
 /// The gradients of one optimiser step's groups; returns their loss.

@@ -5,7 +5,7 @@ use temper_data::Tokenizer;
 use super::grouped;
 use super::sizes::Rows;
 use crate::error::Result;
-use crate::recipe::{AfterUpdate, Freeze, GradientTransform, Recipe, Stream};
+use crate::recipe::{AfterUpdate, Freeze, Recipe, Stream, Training};
 use crate::{examples, offline, streams};
 
 /// What a stage's streams will do.
@@ -54,20 +54,16 @@ impl Beside {
 }
 
 /// What comes before and after the optimiser's own update.
-pub(super) fn around(
-    gradient: &[GradientTransform],
-    after: &[AfterUpdate],
-    freeze: Option<&Freeze>,
-) -> Vec<(&'static str, String)> {
-    let frozen = freeze.map(|freeze| match freeze {
+pub(super) fn around(stage: &Training) -> Vec<(&'static str, String)> {
+    let frozen = stage.freeze.map(|freeze| match freeze {
         Freeze::Names { names } => ("frozen", names.join(", ")),
         Freeze::Half {} => ("frozen", "half of every block, drawn for this stage".to_owned()),
     });
-    let before = gradient.iter().map(|g| ("gradients", g.name().to_owned()));
+    let before = stage.gradient.iter().map(|g| ("gradients", g.name().to_owned()));
     let copy = |a: &AfterUpdate| if a.moves_reference() { "" } else { ", which keeps a copy of what is trained" };
     frozen
         .into_iter()
         .chain(before)
-        .chain(after.iter().map(|a| ("after a step", format!("{}{}", a.name(), copy(a)))))
+        .chain(stage.after_update.iter().map(|a| ("after a step", format!("{}{}", a.name(), copy(a)))))
         .collect()
 }

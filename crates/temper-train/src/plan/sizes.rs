@@ -4,7 +4,7 @@ use temper_algo::Needs;
 
 use crate::memory::{Sizes, largest_micro_batch};
 use crate::recipe::{
-    Adapter, AfterUpdate, Batch, Dtype, GradientTransform, OfflineStage, OnlineStage, Recipe, StepRewards, Stream,
+    Adapter, AfterUpdate, Batch, Dtype, OfflineStage, OnlineStage, Recipe, StepRewards, Stream, Training,
 };
 
 /// Tokens of the longest row of some data, and of all its rows.
@@ -38,19 +38,9 @@ pub fn offline_sizes(recipe: &Recipe, s: &OfflineStage, rows: Rows, streams: &[R
         longest: rows.0,
         recompute: s.recompute,
         cached_tokens: 0,
-        ..models(recipe, s.adapter.as_ref(), needs_reference(s.loss().needs(), &s.streams), false)
+        ..models(recipe, &s.training(), false)
     };
-    with_streams(copies(sizes, &s.gradient, &s.after_update), s.micro_tokens, &s.streams, streams)
-}
-
-/// A stage's sizes with the copies of what is trained that it keeps: where it started, averages, and in bf16 the f32 values of a
-/// reference that moves.
-fn copies(sizes: Sizes, gradient: &[GradientTransform], after: &[AfterUpdate]) -> Sizes {
-    let start = usize::from(!gradient.is_empty());
-    Sizes {
-        copies: start + after.iter().filter(|a| !a.moves_reference() || sizes.dtype == Dtype::Bf16).count(),
-        ..sizes
-    }
+    with_streams(sizes, s.micro_tokens, &s.streams, streams)
 }
 
 /// Sizes of an online stage whose longest prompt has `prompt` tokens, and whose streams have these rows.
@@ -70,29 +60,28 @@ pub fn online_sizes(recipe: &Recipe, s: &OnlineStage, prompt: usize, streams: &[
         }
         Some(StepRewards::Solution { .. }) | None => 0,
     };
-    let reference = needs_reference(s.objective.needs(), &s.streams);
     let sizes = Sizes {
         micro_tokens: largest_micro_batch(s.micro_tokens, group, s.prompts_per_step * group),
         longest: group,
         recompute: s.recompute,
         cached_tokens: (at_once * completion + at_once.div_ceil(samples) * prompt).max(going_on),
-        ..models(recipe, s.adapter.as_ref(), reference, s.critic.is_some())
+        ..models(recipe, &s.training(), s.critic.is_some())
     };
-    with_streams(copies(sizes, &s.gradient, &s.after_update), s.micro_tokens, &s.streams, streams)
+    with_streams(sizes, s.micro_tokens, &s.streams, streams)
 }
 
-fn needs_reference(own: Needs, streams: &[Stream]) -> bool {
-    streams.iter().map(|s| s.loss().needs()).chain([own]).any(|needs| needs.contains(Needs::LOGP_REF))
-}
-
-/// The models of a stage.
-fn models(recipe: &Recipe, adapter: Option<&Adapter>, reference: bool, critic: bool) -> Sizes {
+/// The models of a stage, and the copies of what is trained that it keeps: where it started, averages, and in bf16 the f32 values of a
+/// reference that moves.
+fn models(recipe: &Recipe, stage: &Training, critic: bool) -> Sizes {
+    let (adapter, needs) = (stage.adapter, stage.needs());
+    let kept = |a: &&AfterUpdate| !a.moves_reference() || recipe.dtype == Dtype::Bf16;
     Sizes {
         dtype: recipe.dtype,
         lora: adapter.map(Adapter::lora),
-        reference: reference && own_reference(recipe, adapter.is_some()),
+        reference: needs.contains(Needs::LOGP_REF) && own_reference(recipe, adapter.is_some()),
+        kl_ref: needs.contains(Needs::KL_REF),
         critic,
-        copies: 0,
+        copies: usize::from(!stage.gradient.is_empty()) + stage.after_update.iter().filter(kept).count(),
         micro_tokens: 0,
         longest: 0,
         recompute: false,

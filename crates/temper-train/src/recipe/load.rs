@@ -107,7 +107,8 @@ fn take_knobs(recipe: &mut Value) -> Result<Vec<Knobs>, String> {
 pub fn to_value(recipe: &Recipe) -> Value {
     let mut value = Value::try_from(recipe).expect("a recipe holds nothing that TOML cannot say");
     let written = value.get_mut("stage").and_then(Value::as_array_mut).into_iter().flatten();
-    written.zip(&recipe.stage).for_each(|(value, stage)| stage.knobs().iter().for_each(|knobs| knobs.put(value)));
+    let put = |(value, stage): (&mut Value, &super::Stage)| stage.training().iter().for_each(|t| t.knobs.put(value));
+    written.zip(&recipe.stage).for_each(put);
     value
 }
 

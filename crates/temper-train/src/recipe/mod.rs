@@ -17,6 +17,7 @@ mod slots;
 mod stages;
 mod steps;
 mod stream;
+mod training;
 
 pub use adapter::Adapter;
 pub use check::{Problem, Severity, check, check_task};
@@ -34,6 +35,7 @@ pub use slots::{AfterUpdate, Freeze, GradientTransform};
 pub use stages::{EvaluateStage, InitStage, OfflineStage, OnlineStage, Shared, Stage, TaskMix, TokenizerStage};
 pub use steps::{Give, StepRewards};
 pub use stream::{Demonstrations, Stream};
+pub use training::Training;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

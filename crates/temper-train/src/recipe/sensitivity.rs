@@ -48,6 +48,16 @@ impl Sensitivity {
         })
         .collect()
     }
+
+    /// What is wrong with it in a stage of so many optimiser steps: a choice after the last one changes nothing.
+    pub fn never(&self, updates: usize) -> Option<Problem> {
+        let Self { every, looks, .. } = *self;
+        (every.saturating_mul(looks) >= updates).then(|| {
+            let message =
+                format!("units are chosen after {looks} looks, one in {every} optimiser steps, and the stage ends before: it has {updates}");
+            Problem::new("every", message, "look more often, or take more steps")
+        })
+    }
 }
 
 #[cfg(test)]
@@ -57,6 +67,8 @@ mod tests {
     #[test]
     fn bad_settings_are_reported_together() {
         assert_eq!(Sensitivity { share: 1.0, every: 0, looks: 1, probe: 0 }.check().len(), 4);
-        assert!(Sensitivity { share: share(), every: 10, looks: looks(), probe: probe() }.check().is_empty());
+        let good = Sensitivity { share: share(), every: 10, looks: looks(), probe: probe() };
+        assert!(good.check().is_empty());
+        assert!(good.never(30).is_some() && good.never(31).is_none());
     }
 }

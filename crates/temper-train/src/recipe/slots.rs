@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use temper_algo::Problem;
 
 /// What changes the gradient of an optimiser step, of all its streams together, before it is clipped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,8 +59,9 @@ pub enum Freeze {
         names: Vec<String>,
     },
     /// Half of every block, drawn anew for every stage: two of its four attention matrices, one or two of its three feed-forward
-    /// matrices (each in half of the blocks), and one of its two norms; the rest of the model is trained. Source: HFT, Hui et al.,
-    /// arXiv 2404.18466 (A060).
+    /// matrices (each in half of the blocks), and one of its two norms; the rest of the model is trained. Where matrices have biases,
+    /// these go with them, and of four norms (those of queries and keys) it is two. Source: HFT, Hui et al., arXiv 2404.18466 (A060),
+    /// whose models have neither.
     Half {},
 }
 
@@ -86,6 +88,21 @@ impl AfterUpdate {
             Self::LookAhead { .. } => "look_ahead",
             Self::ReferenceSync { .. } => "reference_sync",
         }
+    }
+
+    /// Optimiser steps between two times, where it does not follow every step.
+    pub fn every(&self) -> Option<u64> {
+        match *self {
+            Self::Ema { .. } => None,
+            Self::LookAhead { every, .. } | Self::ReferenceSync { every, .. } => Some(every),
+        }
+    }
+
+    /// What is wrong with it in a stage of so many optimiser steps.
+    pub fn never(&self, updates: usize) -> Option<Problem> {
+        let every = self.every().filter(|every| *every > updates as u64)?;
+        let message = format!("`every` is {every}, and the stage has {updates} optimiser steps");
+        Some(Problem::new("every", message, "it would never happen: use fewer"))
     }
 
     /// Whether it changes the reference.

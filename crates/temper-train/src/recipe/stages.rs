@@ -50,82 +50,12 @@ impl Stage {
         }
     }
 
-    /// Its moving settings, where it trains.
-    pub fn knobs(&self) -> Option<&Knobs> {
-        match self {
-            Self::Offline(s) => Some(&s.knobs),
-            Self::Online(s) => Some(&s.knobs),
-            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
-        }
-    }
-
-    /// The same, to be set.
+    /// Its moving settings, where it trains, to be set.
     pub(super) fn knobs_mut(&mut self) -> Option<&mut Knobs> {
         match self {
             Self::Offline(s) => Some(&mut s.knobs),
             Self::Online(s) => Some(&mut s.knobs),
             Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
-        }
-    }
-
-    /// Whether its objective compares with the reference model.
-    pub fn needs_reference(&self) -> bool {
-        let needs = match self {
-            Self::Offline(s) => s.loss().needs(),
-            Self::Online(s) => s.objective.needs(),
-            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => Needs::NONE,
-        };
-        let needs: Needs = self.streams().iter().map(|s| s.loss().needs()).chain([needs]).collect();
-        needs.contains(Needs::LOGP_REF)
-    }
-
-    /// The adapter that it trains.
-    pub fn adapter(&self) -> Option<&Adapter> {
-        match self {
-            Self::Offline(s) => s.adapter.as_ref(),
-            Self::Online(s) => s.adapter.as_ref(),
-            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
-        }
-    }
-
-    /// What it does to parameters after a step.
-    pub fn after_update(&self) -> &[AfterUpdate] {
-        match self {
-            Self::Offline(s) => &s.after_update,
-            Self::Online(s) => &s.after_update,
-            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => &[],
-        }
-    }
-
-    /// What it does to gradients.
-    pub fn gradient(&self) -> &[GradientTransform] {
-        match self {
-            Self::Offline(s) => &s.gradient,
-            Self::Online(s) => &s.gradient,
-            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => &[],
-        }
-    }
-
-    /// What it leaves as it is.
-    pub fn freeze(&self) -> Option<&Freeze> {
-        match self {
-            Self::Offline(s) => s.freeze.as_ref(),
-            Self::Online(s) => s.freeze.as_ref(),
-            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => None,
-        }
-    }
-
-    /// Whether its reference follows the policy.
-    pub fn syncs_reference(&self) -> bool {
-        self.after_update().iter().any(AfterUpdate::moves_reference)
-    }
-
-    /// Its further losses.
-    pub fn streams(&self) -> &[Stream] {
-        match self {
-            Self::Offline(s) => &s.streams,
-            Self::Online(s) => &s.streams,
-            Self::Tokenizer(_) | Self::Init(_) | Self::Evaluate(_) => &[],
         }
     }
 
@@ -142,11 +72,6 @@ impl Stage {
     /// Whether the stage's result is a model.
     pub fn makes_model(&self) -> bool {
         matches!(self, Self::Init(_) | Self::Offline(_) | Self::Online(_))
-    }
-
-    /// Whether the stage trains, so that the evaluation tasks are measured after it.
-    pub fn trains(&self) -> bool {
-        matches!(self, Self::Offline(_) | Self::Online(_))
     }
 }
 

@@ -87,3 +87,29 @@ fn settings_without_sense_are_found() {
         assert!(problems(sets).contains(word), "{sets:?}: {}", problems(sets));
     }
 }
+
+/// Noise reaches the advantages; whoever asks for the labels elsewhere gets the clean ones, and `check` says so.
+#[test]
+fn readers_of_clean_labels_beside_noise_are_named() {
+    const NOISE: &str = "stage.rl.shaping=[{kind=\"flip\",part=\"hex\",probability=0.2}]";
+    const COT: &str = "stage.rl.tasks.0.source.cot=true";
+    let stream = "stage.rl.streams=[{id=\"shown\",demonstrations={most_right=1}}]";
+    let all = "stage.rl.streams=[{id=\"shown\",demonstrations={}}]";
+    for (sets, word) in [
+        (&["stage.rl.inject={from=\"stored\"}"][..], "`inject` asks"),
+        (&["stage.rl.inject={from=\"demonstration\"}", COT], "`inject` asks"),
+        (&["stage.rl.budget={stage=2}"], "`budget` stops"),
+        (&[stream, COT], "`demonstrations.most_right` counts"),
+        (&["stage.rl.objective={advantage={kind=\"remax\"}}", "stage.rl.group=[]"], "the greedy completion"),
+    ] {
+        let noisy = [sets, &[NOISE]].concat();
+        let found = problems(&noisy);
+        assert!(found.contains(word) && found.contains("before the noise of `flip`"), "{noisy:?}: {found}");
+        assert!(!problems(sets).contains("noise"), "{sets:?}: {}", problems(sets));
+    }
+    // Members and demonstrations that do not depend on who was right.
+    for sets in [&["stage.rl.inject={from=\"demonstration\",when=\"always\"}", COT][..], &[all, COT], &[]] {
+        let noisy = [sets, &[NOISE]].concat();
+        assert!(!problems(&noisy).contains("noise"), "{noisy:?}: {}", problems(&noisy));
+    }
+}

@@ -26,7 +26,7 @@ fn methods() -> Vec<(String, Value)> {
     found
 }
 
-/// Overrides that make any recipe a matter of a second: two steps a stage, two items a task.
+/// Overrides that make any recipe a matter of a second: two steps a stage (as many as `sensitivity` needs), two items a task.
 fn small(recipe: &Value) -> Vec<String> {
     let mut sets = vec![];
     for key in ["target", "retain"] {
@@ -34,8 +34,12 @@ fn small(recipe: &Value) -> Vec<String> {
         sets.extend((0..tasks).map(|i| format!("{key}.{i}.n=2")));
     }
     for (i, stage) in recipe["stage"].as_array().expect("stages").iter().enumerate() {
+        let steps = if stage.get("sensitivity").is_some() { 3 } else { 2 };
         if stage.get("steps").is_some() {
-            sets.push(format!("stage.{i}.steps=2"));
+            sets.push(format!("stage.{i}.steps={steps}"));
+        }
+        if steps > 2 {
+            sets.extend([format!("stage.{i}.sensitivity.every=1"), format!("stage.{i}.sensitivity.looks=2")]);
         }
         if stage.get("critic").and_then(|c| c.get("objective")?.get("warmup_steps")).is_some() {
             sets.push(format!("stage.{i}.critic.objective.warmup_steps=1"));

@@ -212,13 +212,21 @@ fn rounding_is_to_nearest_even_at_every_level() {
     values.resize(values.len().next_multiple_of(STEPS), 0.0);
     let want = values.iter().map(|x| if x.is_subnormal() { 0.0 * x } else { bf16::from_f32(*x).to_f32() });
     let want: Vec<u32> = want.map(f32::to_bits).collect();
-    for isa in crate::isa::levels() {
-        let mut strips = vec![0; blocks(values.len()) * WORDS];
-        pack::strips(isa, &values, values.len(), 0..1, 0..blocks(values.len()), &mut strips);
-        let got = strips.chunks(WORDS).flat_map(|block| &block[..LANES]).flat_map(|pair| widen(*pair));
-        for (i, (got, want)) in got.zip(&want).enumerate() {
+    let (rows, width) = (values.len() / STEPS, STEPS);
+    let rest = &values[..rows * width];
+    for level in dot_levels() {
+        let strips = pack::strips(level, &values, 1, values.len());
+        let one_row = strips.words().chunks(WORDS).flat_map(|block| &block[..LANES]).flat_map(|pair| widen(*pair));
+        // Pairs of neighbouring rows, here of single columns: what lies at (2 p + i, c) is half i of word (p, c).
+        let turned = pack::paired(level, rest, rows, width, true);
+        let at = |r: usize, c: usize| {
+            let block = c / LANES * blocks(rows) + r / STEPS;
+            widen(turned.words()[block * WORDS + c % LANES * LANES + r % STEPS / 2])[r % 2]
+        };
+        let columns = (0..rows * width).map(|i| at(i / width, i % width));
+        for (i, (got, want)) in one_row.zip(&want).chain(columns.zip(&want)).enumerate() {
             let nan = got.is_nan() && f32::from_bits(*want).is_nan();
-            assert!(nan || got.to_bits() == *want, "{isa:?}: {} became {got}", values[i]);
+            assert!(nan || got.to_bits() == *want, "{level:?}: {} became {got}", values[i % values.len()]);
         }
     }
 }

@@ -47,7 +47,8 @@ impl Flush {
 
     fn set(mode: u32) {
         // SAFETY: exceptions stay masked; until the old mode is back, this module's kernel alone computes. As the compiler has to
-        // assume that memory is written, no load, and so no sum, is moved across.
+        // assume that memory is written, no load, and so no sum, is moved across. Rust's rules have no word for another mode than the
+        // default one; what they guard against is that constants are folded under the wrong mode, and the kernel has none.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const mode, options(nostack, preserves_flags)) };
     }
 }

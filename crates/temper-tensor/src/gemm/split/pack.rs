@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::{PARTS, WORDS};
 use crate::gemm::bf16::STEPS;
-use crate::gemm::bf16::pack::transpose;
+use crate::gemm::bf16::pack::{each_block, each_strip, transpose};
 use crate::isa::Isa;
 use crate::panels::{LANES, Panels};
 
@@ -65,21 +65,16 @@ fn store(words: [__m512i; PARTS], line: usize, out: &mut Split) {
 /// A block in three parts.
 type Split = [u32; PARTS * WORDS];
 
-fn each_block(words: &mut [u32]) -> &mut [Split] {
+fn each(words: &mut [u32]) -> &mut [Split] {
     words.as_chunks_mut().0
 }
 
 /// Blocks `depth` of rows `rows` of the left operand `x [m, k]`: `[rows / 16][depth][part][16 rows][16 pairs of columns]`.
-pub(super) fn strips(x: &[f32], k: usize, rows: Range<usize>, depth: Range<usize>, out: &mut [u32]) {
-    let steps = depth.start * STEPS..k.min(depth.end * STEPS);
-    for (i, out) in out.chunks_exact_mut(depth.len() * PARTS * WORDS).enumerate() {
-        let rows = rows.start + i * LANES..rows.end.min(rows.start + (i + 1) * LANES);
-        if rows.len() < LANES {
-            out.fill(0);
-        }
+pub(super) fn strips(x: (&[f32], usize), rows: Range<usize>, depth: Range<usize>, out: &mut [u32]) {
+    each_strip(x, rows, depth, (PARTS * WORDS, out), |rows, k, steps, out| {
         // SAFETY: tiles are in use, so the processor has AVX-512.
-        unsafe { strip(&x[rows.start * k..rows.end * k], k, steps.clone(), each_block(out)) };
-    }
+        unsafe { strip(rows, k, steps, each(out)) };
+    });
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -108,28 +103,24 @@ fn neighbours(values: &[f32; STEPS], line: usize, out: &mut Split) {
 }
 
 /// Blocks `depth` of columns `columns` of `x [m, n]`, to be reduced over its rows: `[columns / 16][depth][part][16 pairs of
-/// rows][16 columns]`, or with `left` each part of a block transposed.
-pub(super) fn columns(
-    (x, n): (&[f32], usize),
-    columns: Range<usize>,
-    depth: Range<usize>,
-    out: &mut [u32],
-    left: bool,
-) {
-    let rows = &x[depth.start * STEPS * n..x.len().min(depth.end * STEPS * n)];
-    let out = each_block(out);
-    let mut copy = [0; PARTS * WORDS];
-    for (b, rows) in rows.chunks(STEPS * n).enumerate() {
-        for (i, from) in columns.clone().step_by(LANES).enumerate() {
-            let out = &mut out[i * depth.len() + b];
-            let to = if left { &mut copy } else { &mut *out };
-            // SAFETY: as in `strips`.
-            unsafe { block(rows, n, from..columns.end.min(from + LANES), 2 * LANES, to) };
-            if left {
-                turn(&copy, out);
-            }
-        }
-    }
+/// rows][16 columns]`.
+pub(super) fn columns(x: (&[f32], usize), columns: Range<usize>, depth: Range<usize>, out: &mut [u32]) {
+    let last = columns.end;
+    each_block(x, columns, depth, (PARTS * WORDS, out), |rows, n, from, out| {
+        // SAFETY: as in `strips`.
+        unsafe { block(rows, n, from..last.min(from + LANES), 2 * LANES, &mut each(out)[0]) };
+    });
+}
+
+/// [`columns`] as a left operand: each part of a block transposed.
+pub(super) fn turned(x: (&[f32], usize), columns: Range<usize>, depth: Range<usize>, out: &mut [u32]) {
+    let last = columns.end;
+    each_block(x, columns, depth, (PARTS * WORDS, out), |rows, n, from, out| {
+        let mut pairs = [0; PARTS * WORDS];
+        // SAFETY: as in `strips`.
+        unsafe { block(rows, n, from..last.min(from + LANES), 2 * LANES, &mut pairs) };
+        turn(&pairs, &mut each(out)[0]);
+    });
 }
 
 /// Blocks `depth` of panel `panel` of w: `[depth][part][16 pairs of k][16 rows of w]`. What lies `ahead` floats behind is fetched.
@@ -137,7 +128,7 @@ pub(super) fn panel(w: &Panels, panel: usize, depth: Range<usize>, ahead: usize,
     let size = LANES * w.k();
     let steps = depth.start * STEPS..(depth.end * STEPS).min(w.k());
     let values = &w.data()[panel * size..][steps.start * LANES..steps.end * LANES];
-    for (rows, out) in values.chunks(STEPS * LANES).zip(each_block(out)) {
+    for (rows, out) in values.chunks(STEPS * LANES).zip(each(out)) {
         // SAFETY: as in `strips`.
         unsafe { block(rows, LANES, 0..LANES, ahead, out) };
     }
@@ -184,7 +175,7 @@ fn turn(from: &Split, to: &mut Split) {
 /// Blocks `depth` of the reduction over n of panel `column` of the transpose of w: `[depth][part][16 pairs of n][16 columns of w]`.
 pub(super) fn transposed(w: &Panels, column: usize, depth: Range<usize>, out: &mut [u32]) {
     let mut copy = [0; PARTS * WORDS];
-    for (block, out) in depth.zip(each_block(out)) {
+    for (block, out) in depth.zip(each(out)) {
         // SAFETY: as in `strips`.
         unsafe { across(w, 2 * block, column, &mut copy) };
         turn(&copy, out);

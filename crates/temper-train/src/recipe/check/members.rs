@@ -1,11 +1,11 @@
 //! Members that the policy did not sample, budgets in stages, and steps that are drawn anew.
 
-use temper_algo::group_reuse::{InjectFrom, InjectWhen};
+use temper_algo::group_reuse::{Inject, InjectFrom, InjectWhen};
 use temper_algo::{Advantage, GroupShaper, Needs, RewardShaping};
 use temper_env::{RewardKind, TaskSource};
 
 use super::Found;
-use crate::recipe::{OnlineStage, Recipe, Stage};
+use crate::recipe::{OnlineStage, Recipe, Stage, Stream};
 
 /// What goes beyond G completions of each prompt that all count once.
 pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut Found) {
@@ -60,6 +60,7 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
             }
         }
     }
+    clean_labels(at, s, found);
     kl_turns(at, s, found);
     correction(at, s, found);
     proposals(at, s, found);
@@ -72,6 +73,30 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
     }
     if s.redraw.is_some() && !s.objective.surrogate.uses_adv() {
         found.error(at, "`redraw` draws by advantages, and the surrogate reads none", "remove `redraw`");
+    }
+}
+
+/// Noise changes what is compared within the group, and nothing that looks at the rewards as they were scored.
+fn clean_labels(at: &str, s: &OnlineStage, found: &mut Found) {
+    if !s.shaping.iter().any(|s| matches!(s, RewardShaping::Flip { .. })) {
+        return;
+    }
+    let injects = |i: &Inject| i.from != InjectFrom::Demonstration || i.when != InjectWhen::Always;
+    let shows = |stream: &Stream| stream.demonstrations.is_some_and(|d| d.most_right.is_some());
+    for (reads, what) in [
+        (s.inject.as_ref().is_some_and(injects), "`inject` asks which rollouts are right"),
+        (s.budget.is_some(), "`budget` stops at a right rollout"),
+        (s.step_rewards.is_some(), "`step_rewards` rewards steps"),
+        (s.streams.iter().any(shows), "`demonstrations.most_right` counts right rollouts"),
+        (s.needs_greedy(), "the greedy completion is rewarded"),
+    ] {
+        if reads {
+            found.warn(
+                at,
+                format!("{what} as scored, before the noise of `flip`"),
+                "remove one of the two, unless labels that are wrong for the advantages alone are meant",
+            );
+        }
     }
 }
 

@@ -59,15 +59,7 @@ pub(super) fn problems(recipe: &Recipe, at: &str, s: &OnlineStage, found: &mut F
     critic_problems(recipe, at, s, found);
     members::problems(recipe, at, s, found);
     streams::problems(recipe, at, &s.streams, s.weight, Some(s), found);
-    let slots = slots::Slots {
-        gradient: &s.gradient,
-        after: &s.after_update,
-        freeze: s.freeze.as_ref(),
-        adapter: s.adapter.as_ref(),
-        reference: streams::reference(s.objective.needs(), &s.streams),
-        updates: s.steps.checked_mul(s.inner_epochs).and_then(|n| n.checked_mul(s.minibatches)),
-    };
-    slots::problems(at, &slots, found);
+    slots::problems(at, &s.training(), found);
     if s.minibatches > s.prompts_per_step {
         found.error(
             at,

@@ -1,6 +1,6 @@
 //! Streams, and what they are weighed against.
 
-use temper_algo::{Needs, Weighting};
+use temper_algo::{Needs, SupervisedObjective, Weighting};
 
 use super::Found;
 use super::parts::{count, data_problems};
@@ -38,13 +38,8 @@ pub(super) fn problems(
             found.error(at, format!("`weight` is {}", stream.weight), "give it a factor, or remove the stream");
         }
         rows(at, stream, online, found);
-        loss(recipe, at, stream, found);
+        supervised(recipe, at, &stream.loss(), stream.weighting, (stream.mask, stream.prompt_weight), found);
     }
-}
-
-/// Whether a stage compares with a reference: its own loss, which needs `own`, or a stream.
-pub(super) fn reference(own: Needs, streams: &[Stream]) -> bool {
-    streams.iter().map(|s| s.loss().needs()).chain([own]).any(|needs| needs.contains(Needs::LOGP_REF))
 }
 
 /// What the stream trains on.
@@ -84,27 +79,35 @@ fn rows(at: &str, stream: &Stream, online: Option<&OnlineStage>, found: &mut Fou
             Some(_) => {}
         }
     }
-    if stream.mask == Mask::All && stream.prompt_weight != 0.0 {
-        found.error(at, "`prompt_weight` has no effect with `mask = \"all\"`", "remove one of the two");
-    }
-    if !(0.0..=1.0).contains(&stream.prompt_weight) {
-        found.error(at, format!("`prompt_weight` is {}", stream.prompt_weight), "`prompt_weight` is between 0 and 1");
-    }
 }
 
-fn loss(recipe: &Recipe, at: &str, stream: &Stream, found: &mut Found) {
-    found.parts(at, "weighting", stream.weighting.check());
-    if matches!(stream.weighting, Weighting::Group {} | Weighting::GroupSum {}) {
+/// How given examples are trained on, those of a stage or of a stream.
+pub(super) fn supervised(
+    recipe: &Recipe,
+    at: &str,
+    loss: &SupervisedObjective,
+    weighting: Weighting,
+    (mask, prompt_weight): (Mask, f32),
+    found: &mut Found,
+) {
+    if mask == Mask::All && prompt_weight != 0.0 {
+        found.error(at, "`prompt_weight` has no effect with `mask = \"all\"`", "remove one of the two");
+    }
+    if !(0.0..=1.0).contains(&prompt_weight) {
+        found.error(at, format!("`prompt_weight` is {prompt_weight}"), "`prompt_weight` is between 0 and 1");
+    }
+    found.parts(at, "weighting", weighting.check());
+    if matches!(weighting, Weighting::Group {} | Weighting::GroupSum {}) {
         found.error(
             at,
             "`weighting` is by groups, and every example is a group of its own",
             "use `sequence` or `sequence_sum`, which are the same here",
         );
     }
-    for p in stream.loss().check() {
+    for p in loss.check() {
         found.error(&format!("{at}, `{}`", p.field), p.message, p.hint);
     }
-    if stream.loss().needs().contains(Needs::LOGP_REF) && recipe.model.reference.is_none() {
+    if loss.needs().contains(Needs::LOGP_REF) && recipe.model.reference.is_none() {
         found.error(
             at,
             "the objective compares with a reference model, and there is none",
