@@ -334,7 +334,7 @@ mod tests {
         }
     }
 
-    /// Two names for one shape agree; another size, and a parameter that one of them lacks, are named.
+    /// Equal shapes agree, whatever the configurations say; another size, and a parameter that one of them lacks, are named.
     #[test]
     fn models_that_cannot_be_mixed_are_told_apart() {
         let of = |config: Config| Model::init(&Cpu::new(), &config, 5).unwrap().params;
