@@ -87,7 +87,7 @@ def plot(curve, points, path):
         x = [p["x"] for p in own]
         line, = left.plot(x, [p["seconds"] for p in own], "o-", ms=3, lw=1.2, label=series)
         right.plot(x, [p["peak_gb"] for p in own], "o-", ms=3, lw=1.2, color=line.get_color())
-        right.plot(x, [p.get("planned_gb", float("nan")) for p in own], "--", lw=1, color=line.get_color())
+        right.plot(x, [p.get("planned_gb") or float("nan") for p in own], "--", lw=1, color=line.get_color())
     for axes, label in ((left, "seconds"), (right, "peak memory, GB (dashed: planned)")):
         axes.set(xscale="log", yscale="log" if axes is left else "linear", xlabel=curve.axis, ylabel=label)
         ticks = sorted({p["x"] for p in points})
@@ -103,7 +103,7 @@ def plot(curve, points, path):
 def pointed(p):
     if "left_out" in p:
         return [p["series"], f"{p['x']:,}", p["left_out"], *["-"] * 4]
-    planned = f"{p['planned_gb']:.2f}" if "planned_gb" in p else "-"
+    planned = f"{p['planned_gb']:.2f}" if p.get("planned_gb") else "-"
     return [p["series"], f"{p['x']:,}", amount(p["seconds"], "s"), number(p["tok_s"]), planned, f"{p['peak_gb']:.2f}", percent(deviation(p))]
 
 

@@ -56,7 +56,8 @@ def temper(recipe, stage, *sets, threads=None):
     """The lines of timing.jsonl of a stage; and peak memory, the memory that `temper plan` expects, and its command."""
     words = [REPO / "benches" / recipe, *(word for pair in sets for word in ("--set", pair))]
     plan = json.loads(run([TEMPER, "plan", *words, "--json"])[0])
-    planned = max(s["memory"]["total"] for s in plan if s["memory"]) / 1e9
+    # None where the recipe makes its model itself.
+    planned = max((s["memory"]["total"] / 1e9 for s in plan if s["memory"]), default=None)
     with tempfile.TemporaryDirectory(dir=HOME) as base:
         extra = ["--threads", threads] if threads else []
         _, _, peak = run([TEMPER, "run", *words, *extra, "--out", f"{base}/run"])
