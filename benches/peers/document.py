@@ -55,18 +55,18 @@ def compared(name, result):
     """A line of the comparison."""
     row = ROWS[name]
     if result is None:
-        return [row.what, "not measured", *[""] * 4, row.peer, "", "", target(row), ""]
+        return [row.what, "not measured", *[""] * 4, row.peer, "", "", target(row), "", ""]
     ours, theirs, kept = (result[side] for side in ("ours", "peer", "kept"))
     spread = f"{number(ours['low'])}-{number(ours['high'])}" if ours["steps"] > 1 else "-"
     if row.unit == "s" and ours["value"] < 1:
         spread = f"{number(1000 * ours['low'])}-{number(1000 * ours['high'])}"
     ratios = [number(r) if r else "-" for r in (ratio(row, ours, theirs), ratio(row, ours, kept))]
     other = f"{row.peer} {amount(theirs['value'], row.unit)}" if theirs else "-"
-    return [row.what, amount(ours["value"], row.unit), spread, memory(ours), other, memory(theirs), *ratios, target(row), met(row, ours, theirs)]
+    return [row.what, amount(ours["value"], row.unit), spread, memory(ours), other, memory(theirs), *ratios, target(row), met(row, ours, theirs), result["commit"]]
 
 
 def comparison(results):
-    head = ["work (SmolLM2-135M unless said)", "Temper", "min-max", "memory", "peer", "its memory", "ratio", "ratio, retaining", "target", "met"]
+    head = ["work (SmolLM2-135M unless said)", "Temper", "min-max", "memory", "peer", "its memory", "ratio", "ratio, retaining", "target", "met", "commit"]
     return table(head, [compared(name, results.get(name)) for name in ROWS])
 
 
@@ -107,17 +107,17 @@ def pointed(p):
     return [p["series"], f"{p['x']:,}", amount(p["seconds"], "s"), number(p["tok_s"]), planned, f"{p['peak_gb']:.2f}", percent(deviation(p))]
 
 
-def scaling(name, points, plots):
+def scaling(name, result, plots):
     """A curve's section."""
     curve = CURVES[name]
-    points = points and sorted(points, key=lambda p: p["series"])
     text = f"### {curve.title}\n\n{curve.work[0].upper()}{curve.work[1:]}.\n\n"
-    if points is None:
+    if result is None:
         return text + "Not measured.\n"
+    points = sorted(result["points"], key=lambda p: p["series"])
     plots.mkdir(parents=True, exist_ok=True)
     plot(curve, points, plots / f"{name}.svg")
     head = ["", curve.axis, "a step", "tokens/s", "planned GB", "peak GB", "deviation"]
-    return text + f"![{curve.title}](benchmarks/{name}.svg)\n\n" + table(head, [pointed(p) for p in points])
+    return text + f"Commit {result['commit']}.\n\n![{curve.title}](benchmarks/{name}.svg)\n\n" + table(head, [pointed(p) for p in points])
 
 
 def plans(results):
@@ -142,9 +142,9 @@ def write(results, about):
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     text = f"""# Temper and its peers on the same work
 
-Made by `benches/peers/run.sh` (benches/peers/README.md) on {' to '.join(dates[:1] + dates[1:][-1:]) or 'no day'}; commit {about['commit']}; {about['machine']}; {versions}.
+Made by `benches/peers/run.sh` (benches/peers/README.md) on {' to '.join(dates[:1] + dates[1:][-1:]) or 'no day'}; {about['machine']}; {versions}.
 
-Each side runs alone, one after the other, with a thread for each core; what else ran used at most {crowd[0]:.2f} cores on average in a row (`{crowd[1]}`). Steps: the median of at least five after {WARM} of
+The commit of a row or curve is the one that Temper was built from. Each side runs alone, one after the other, with a thread for each core; what else ran used at most {crowd[0]:.2f} cores on average in a row (`{crowd[1]}`). Steps: the median of at least five after {WARM} of
 warm-up (GRPO: after 1), and Temper's smallest and largest; decoding and reading prompts: the best of 3 runs on both sides (llama.cpp: of 4). GB are 1e9 bytes, the process's peak. Retaining: the
 peer with an allocator that keeps memory (glibc's MALLOC_* settings). Ratios are of speed, above 1 where Temper is faster; whether a target is met is judged by the first ratio and by Temper's memory.
 Prompts in decoding: ours has 64 tokens, shared by the 16 completions of a batch; transformers pads its own to the longest. Each completion has 64 tokens.
@@ -156,7 +156,7 @@ Each point is a run of its own of three steps, of which the last two count. The 
 
 """
     docs = REPO / "docs"
-    curves = [scaling(name, results[name]["points"] if name in results else None, docs / "benchmarks") for name in CURVES]
+    curves = [scaling(name, results.get(name), docs / "benchmarks") for name in CURVES]
     (docs / "BENCHMARKS.md").write_text(text + "\n".join(curves))
 
 

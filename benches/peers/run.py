@@ -14,12 +14,14 @@ def arguments():
     p = argparse.ArgumentParser(prog="run.sh", description=__doc__, epilog="Rows: " + ", ".join([*ROWS, *CURVES]))
     p.add_argument("rows", nargs="*", metavar="ROW", help="only these (default: all)")
     p.add_argument("--again", action="store_true", help="measure anew what is kept")
+    p.add_argument("--and", dest="earlier", metavar="COMMIT", help="write rows that are not measured at this commit from what is kept of that one")
     p.add_argument("--of", metavar="COMMIT", help="measure nothing: write the document from what is kept of this commit")
     a = p.parse_args()
     if unknown := [row for row in a.rows if row not in {**ROWS, **CURVES}]:
         p.error(f"no row {', '.join(unknown)}; there are {', '.join([*ROWS, *CURVES])}")
-    if a.of and not (HOME / "results" / a.of / "about.json").exists():
-        p.error(f"nothing is kept of {a.of} in {HOME / 'out'}")
+    for known in filter(None, (a.of, a.earlier)):
+        if not (HOME / "results" / known / "about.json").exists():
+            p.error(f"nothing is kept of {known} in {HOME / 'results'}")
     return a
 
 
@@ -40,10 +42,14 @@ def about():
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     name = re.search(r"model name\s*: (.*)", cpu)[1]
     packages = {p: version(p) for p in ("trl", "torch", "transformers", "peft", "llama_cpp_python")}
-    own = subprocess.check_output([TEMPER, "--version"], text=True).strip().removeprefix("temper ")
     rust = subprocess.check_output(["rustc", "--version"], text=True, cwd=REPO).split()[1]
     return dict(commit=commit(), machine=f"{name} ({', '.join(level)}), {os.cpu_count()} cores, {ram:.0f} GB, Linux {platform.release()}",
-                versions=dict(temper=own, rustc=rust, Python=platform.python_version(), **packages))
+                versions=dict(rustc=rust, Python=platform.python_version(), **packages))
+
+
+def built():
+    """The commit that Temper's binary was built from."""
+    return re.search(r"\((\S+)\)", subprocess.check_output([TEMPER, "--version"], text=True))[1][:9]
 
 
 def measure(name):
@@ -53,7 +59,7 @@ def measure(name):
     else:
         sides, seconds, others = alone(ROWS[name].measure)
         found = dict(zip(("ours", "peer", "kept"), sides))
-    return dict(**found, date=time.strftime("%Y-%m-%d"), seconds=round(seconds, 1), other_cores=round(others, 3))
+    return dict(**found, commit=built(), date=time.strftime("%Y-%m-%d"), seconds=round(seconds, 1), other_cores=round(others, 3))
 
 
 def keep(path, found):
@@ -82,7 +88,8 @@ def main():
             continue
         keep(path, found)
         print(f"{found['seconds']:.0f} s", file=sys.stderr)
-    write(kept(folder), json.loads((folder / "about.json").read_text()))
+    earlier = kept(HOME / "results" / a.earlier) if a.earlier else {}
+    write(earlier | kept(folder), json.loads((folder / "about.json").read_text()))
     if failed:
         sys.exit(f"failed, and not in the document: {', '.join(failed)}")
 

@@ -48,7 +48,8 @@ const DEPTH: usize = 18;
 /// Rows of the left operand that one task keeps in the second-level cache.
 const HEIGHT: usize = 512;
 
-/// Least tasks a thread, and most columns of one in tiles: packing a task's rows takes as long as multiplying them by 64 columns.
+/// Least tasks a thread, and most columns of one in tiles: where tasks pack their rows themselves (f32), that takes as long as multiplying them by
+/// 64 columns.
 const TASKS: (usize, usize) = (2, 24);
 
 /// The levels that a product runs at.

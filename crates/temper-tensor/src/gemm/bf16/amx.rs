@@ -46,21 +46,30 @@ impl Drop for Tiles {
     }
 }
 
-/// `tile!(load 4, address, stride)`: one tile instruction.
+/// `tile!(load 4, address, stride)`: one tile instruction, and a few empty ones behind it. Where something else on the processor
+/// keeps the tile unit busy, tile instructions on each other's heels take up to twice as long; where nothing does, these cost nothing.
 macro_rules! tile {
     (zero $t:literal) => {
         asm!(concat!("tilezero tmm", $t), options(nostack, preserves_flags, nomem))
     };
     (load $t:literal, $at:expr, $stride:expr) => {
-        asm!(concat!("tileloadd tmm", $t, ", [{a} + {s}]"), a = in(reg) $at, s = in(reg) $stride,
+        tile!("tileloadd", $t, $at, $stride)
+    };
+    // Past the first-level cache: what is read once there would push out what is read again.
+    (stream $t:literal, $at:expr, $stride:expr) => {
+        tile!("tileloaddt1", $t, $at, $stride)
+    };
+    ($load:literal, $t:literal, $at:expr, $stride:expr) => {
+        asm!(concat!($load, " tmm", $t, ", [{a} + {s}]"), ".fill 8, 1, 0x90", a = in(reg) $at, s = in(reg) $stride,
             options(nostack, preserves_flags, readonly))
     };
     (store $t:literal, $at:expr, $stride:expr) => {
-        asm!(concat!("tilestored [{a} + {s}], tmm", $t), a = in(reg) $at, s = in(reg) $stride,
+        asm!(concat!("tilestored [{a} + {s}], tmm", $t), ".fill 8, 1, 0x90", a = in(reg) $at, s = in(reg) $stride,
             options(nostack, preserves_flags))
     };
     (dot $c:literal, $a:literal, $b:literal) => {
-        asm!(concat!("tdpbf16ps tmm", $c, ", tmm", $a, ", tmm", $b), options(nostack, preserves_flags, nomem))
+        asm!(concat!("tdpbf16ps tmm", $c, ", tmm", $a, ", tmm", $b), ".fill 8, 1, 0x90",
+            options(nostack, preserves_flags, nomem))
     };
 }
 
@@ -103,9 +112,9 @@ macro_rules! step {
     ($a:expr, $b:expr) => {
         let (a, b): (Option<[*const u32; 2]>, Option<[*const u32; 2]>) = ($a, $b);
         if let Some(a) = a {
-            tile!(load 4, a[0], LINE);
+            tile!(stream 4, a[0], LINE);
             if S == 2 {
-                tile!(load 5, a[1], LINE);
+                tile!(stream 5, a[1], LINE);
             }
         }
         if let Some(b) = b {
@@ -129,15 +138,6 @@ macro_rules! step {
 
 /// Bytes of a line of a block.
 const LINE: usize = LANES * size_of::<u32>();
-
-/// Brings a block closer: strips come from the second-level cache.
-#[inline]
-fn fetch(block: *const u32) {
-    for line in 0..LANES {
-        // SAFETY: a prefetch reads nothing that the program can see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line * LANES).cast()) };
-    }
-}
 
 /// Sums of strip s and panel p in tile `2 s + p`, strips in tiles 4 and 5, panels in tiles 6 and 7.
 ///
@@ -172,12 +172,6 @@ unsafe fn kernel<const S: usize, const P: usize, const PARTS: usize>(block: &Blo
             tile!(zero 3);
         }
         for _ in 0..block.blocks {
-            for part in 0..PARTS {
-                fetch(a0.wrapping_add((PARTS + part) * WORDS));
-                if S == 2 {
-                    fetch(a1.wrapping_add((PARTS + part) * WORDS));
-                }
-            }
             let a = |part: usize| Some([a0, a1].map(|at| at.wrapping_add(part * WORDS)));
             let b = |part: usize| Some([b0, b1].map(|at| at.wrapping_add(part * WORDS)));
             if PARTS == 1 {
