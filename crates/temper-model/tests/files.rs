@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{golden_dir, ids, short_heads, small, write_gguf_of};
+use common::gguf::write_gguf_of;
+use common::{golden_dir, ids, short_heads, small};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -134,7 +135,10 @@ fn gguf_names_and_interleaved_heads_are_undone() {
         let model = Model::load(&Cpu::new(), golden_dir(name)).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
-        write_gguf_of(&model, &path, DType::F32, &[]);
+        let ids = [("bos", 1), ("eos", 2), ("eot", 9)];
+        let ids = ids.map(|(name, id)| (format!("tokenizer.ggml.{name}_token_id"), GgufValue::U32(id)));
+        let ids = ids.each_ref().map(|(key, id)| (key.as_str(), id.clone()));
+        write_gguf_of(&model, &path, DType::F32, &ids);
         let again = Model::load(&Cpu::new(), &path).unwrap();
         assert_eq!(all_values(&again), all_values(&model), "{name}");
         assert_eq!((again.config.attention_bias, again.config.mlp_bias), (name == "short", name == "short"));

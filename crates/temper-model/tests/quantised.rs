@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{ids, relative, small, write_gguf_of};
+use common::gguf::write_gguf_of;
+use common::{ids, relative, small};
 use std::path::Path;
 use temper_format::DType;
 use temper_model::{Batch, Config, Engine, Model, Request, Sampling, ScoredSequence};

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 use temper_model::{Config, Lora};
+use temper_tensor::{Dot, dot};
 
 use crate::error::{Error, Result};
 use crate::recipe::{Adapter, Dtype};
 
-/// Floats of a chunk of logits in the head, and as many again while their gradient is laid out for the weights.
+/// Values of a chunk of logits in the head.
 const LOGITS: u64 = 8 << 20;
 /// What the pool may keep besides what is in use.
 const SLACK: u64 = 32 << 20;
@@ -89,9 +90,20 @@ fn activations(config: &Config, sizes: &Sizes) -> u64 {
     // The head holds the last rows, the scored ones and their gradient beside its logits; a block's backward the gradient of the
     // residual stream and four rows as wide as the feed-forward. Another model's rows stay for both, its logits are the head's.
     let other = u64::from(sizes.kl_ref);
-    let head = 4 * n * 4 * c + (2 + other) * 4 * LOGITS.min(n * config.vocab_size as u64);
+    let logits = LOGITS.min(n * config.vocab_size as u64);
+    let head = 4 * n * 4 * c + (4 + 4 * other + laid_out(sizes.dtype)) * logits;
     let backward = 4 * n * (again + 4 * c + 5 * f);
     4 * n * (kept + other * c) + head.max(backward)
+}
+
+/// Bytes a value of the layout that the head's products make of the gradient of its logits: pairs of bf16 or strips of f32; on tiles
+/// a f32 product makes none, its tasks split what they multiply.
+fn laid_out(dtype: Dtype) -> u64 {
+    match dtype {
+        Dtype::Bf16 => 2,
+        Dtype::F32 if dot() == Dot::Amx => 0,
+        Dtype::F32 => 4,
+    }
 }
 
 /// The tokens of the largest micro-batch when items of at most `longest` tokens are cut at `limit`, `total` in all.

@@ -1,10 +1,13 @@
 //! `--dtype quantised`: a model computed on the blocks of its GGUF file.
 
+#[path = "../../../temper-model/tests/common/gguf.rs"]
+mod gguf;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde_json::Value;
-use temper_format::{ArrayData, ArrayRef, DType, GgufValue, write_gguf};
+use temper_format::{DType, GgufValue};
 use temper_model::Model;
 use temper_tensor::Cpu;
 
@@ -15,9 +18,7 @@ const MODEL: &str = "done/model";
 /// The model and its tokenizer as one file, as llama.cpp's converter and quantiser would write them.
 fn write_quantised(dir: &Path, to: &Path, dtype: DType) {
     let model = Model::load(&Cpu::new(), dir).expect("the model");
-    let (c, ops) = (&model.config, Cpu::new());
     let text = |s: &str| GgufValue::String(s.to_owned());
-    let int = |n: usize| GgufValue::U32(n as u32);
     let layout: Value =
         serde_json::from_slice(&std::fs::read(dir.join("tokenizer.json")).expect("read")).expect("JSON");
     let added: HashMap<&str, u64> =
@@ -31,52 +32,14 @@ fn write_quantised(dir: &Path, to: &Path, dtype: DType) {
     let merge = |m: &Value| text(&format!("{} {}", m[0].as_str().expect("text"), m[1].as_str().expect("text")));
     let merges = layout["model"]["merges"].as_array().expect("a list").iter().map(merge).collect();
     let kind = |t: &&str| GgufValue::I32(if added.contains_key(*t) { 3 } else { 1 });
-    let metadata: BTreeMap<String, GgufValue> = [
-        ("general.architecture", text("llama")),
-        ("llama.context_length", int(c.max_position_embeddings)),
-        ("llama.embedding_length", int(c.hidden_size)),
-        ("llama.block_count", int(c.num_hidden_layers)),
-        ("llama.feed_forward_length", int(c.intermediate_size)),
-        ("llama.attention.head_count", int(c.num_attention_heads)),
-        ("llama.attention.head_count_kv", int(c.num_key_value_heads)),
-        ("llama.attention.key_length", int(c.head_dim)),
-        ("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(c.rms_norm_eps as f32)),
-        ("llama.rope.freq_base", GgufValue::F32(c.rope_theta as f32)),
+    let tokenizer = [
         ("tokenizer.ggml.model", text("gpt2")),
         ("tokenizer.ggml.pre", text("default")),
         ("tokenizer.ggml.tokens", GgufValue::Array(tokens.values().map(|t| text(t)).collect())),
         ("tokenizer.ggml.token_type", GgufValue::Array(tokens.values().map(kind).collect())),
         ("tokenizer.ggml.merges", GgufValue::Array(merges)),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into();
-    let names = [
-        ("model.embed_tokens", "token_embd"),
-        ("model.layers", "blk"),
-        ("model.norm", "output_norm"),
-        ("lm_head", "output"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("self_attn.o_proj", "attn_output"),
-        ("self_attn.", "attn_"),
-        ("mlp.", "ffn_"),
-        ("_proj", ""),
     ];
-    // Rows of query and key heads stay as they are: some model comes out, and which one is no business of this test.
-    let arrays: Vec<(String, DType, Vec<usize>, Vec<f32>)> = model
-        .params
-        .iter()
-        .map(|(id, p)| {
-            let name = names.iter().fold(p.name.clone(), |n, (from, to)| n.replace(from, to));
-            let ((n, k), values) = (p.shape(), model.params.values(&ops, id).expect("values"));
-            if n == 1 { (name, DType::F32, vec![k], values) } else { (name, dtype, vec![n, k], values) }
-        })
-        .collect();
-    let refs: Vec<ArrayRef> = arrays
-        .iter()
-        .map(|(name, dtype, shape, data)| ArrayRef { name, dtype: *dtype, shape, data: ArrayData::F32(data) })
-        .collect();
-    write_gguf(to, &metadata, &refs).expect("written");
+    gguf::write_gguf_of(&model, to, dtype, &tokenizer);
 }
 
 #[test]
