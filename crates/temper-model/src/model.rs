@@ -148,11 +148,13 @@ impl Model {
         self.head
     }
 
-    /// The same model computing in bf16: its matrices are rounded, and what is multiplied by them; sums, norms, attention, softmax and
-    /// gradients of parameters stay f32, and so do the values that an optimiser updates. Matrices in quantised blocks stay as they are.
+    /// The same model computing in bf16: its matrices are rounded, and what is multiplied by them, as are the operands of attention and
+    /// the key/value cache; sums, norms, softmax and gradients of parameters stay f32, and so do the values that an optimiser updates.
+    /// Matrices in quantised blocks stay as they are.
     #[must_use]
     pub fn in_bf16(mut self) -> Self {
         self.params.store_in_bf16();
+        self.shape.bf16 = true;
         self
     }
 
@@ -176,7 +178,7 @@ impl Model {
 
     /// An empty key/value cache of this model's shape.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim)
+        KvCache::new(self.config.num_hidden_layers, &self.shape)
     }
 
     /// Checks that every id has a row in the embedding.

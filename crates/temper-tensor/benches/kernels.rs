@@ -1,4 +1,4 @@
-//! Products (f32 and bf16), head and norm at the shapes of SmolLM2-135M: `cargo bench -p temper-tensor -- gemm`.
+//! Products (f32 and bf16), attention, head and norm at the shapes of SmolLM2-135M: `cargo bench -p temper-tensor -- gemm`.
 //!
 //! Elements are floating-point operations for products and the head, bytes read and written for the rest, so that
 //! criterion's "elem/s" is FLOP/s or B/s. `TEMPER_ISA` and `RAYON_NUM_THREADS` choose level and threads.
@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use temper_tensor::gemm::{bf16, linear, linear_dw, linear_dx};
 use temper_tensor::head::{HeadCoef, HeadSpec, head_backward, head_terms};
 use temper_tensor::kernels::norm::{rms_norm, rms_norm_dw, rms_norm_dx};
-use temper_tensor::{Bf16Panels, Buf, Panels, Weight};
+use temper_tensor::{AttnSaved, AttnShape, Bf16Panels, Buf, Cpu, Ops, Panels, Segments, Weight};
 
 /// Values without structure in [-1, 1).
 fn values(len: usize) -> Buf {
@@ -107,5 +107,29 @@ fn settings() -> Criterion {
         .measurement_time(Duration::from_secs(2))
 }
 
-criterion_group! { name = benches; config = settings(); targets = products, decoding, head, norm }
+/// Eight sequences of 256 tokens; operations are those that causality leaves, five products backward.
+fn attention(c: &mut Criterion) {
+    let mut group = c.benchmark_group("attention");
+    let (sequences, len, ops) = (8, 256, Cpu::new());
+    let f32 = AttnShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, bf16: false };
+    let segments = Segments::sequences(&vec![len; sequences]).expect("valid");
+    let rows = |heads: usize| {
+        let (n, width) = (sequences * len, heads * f32.head_dim);
+        ops.upload(n, width, &values(n * width)).expect("fits")
+    };
+    let (q, k, v, dy) = (rows(f32.heads), rows(f32.kv_heads), rows(f32.kv_heads), rows(f32.heads));
+    let product = (2 * sequences * len * (len + 1) / 2 * f32.heads * f32.head_dim) as u64;
+    for (name, s) in [("f32", f32), ("bf16", AttnShape { bf16: true, ..f32 })] {
+        group.throughput(Throughput::Elements(2 * product));
+        group.bench_function(BenchmarkId::new("y", name), |b| b.iter(|| ops.attention(&q, &k, &v, &segments, &s)));
+        let (out, lse) = ops.attention(&q, &k, &v, &segments, &s).expect("fits");
+        let saved = AttnSaved { q: &q, k: &k, v: &v, out: &out, lse: &lse };
+        group.throughput(Throughput::Elements(5 * product));
+        let id = BenchmarkId::new("backward", name);
+        group.bench_function(id, |b| b.iter(|| ops.attention_backward(&dy, &saved, &segments, &s)));
+    }
+    group.finish();
+}
+
+criterion_group! { name = benches; config = settings(); targets = products, decoding, attention, head, norm }
 criterion_main!(benches);

@@ -6,29 +6,34 @@
 //! (keys in pages of 64) give the same bits. No score matrix is kept; backward starts from the saved log-sum-exp
 //! (as in FlashAttention, Dao et al. 2022).
 //!
+//! Its products are f32, or of bf16 values with f32 sums ([`Products`]); all between two products is f32.
+//!
 //! Any head size D goes: what the micro-kernel reads or writes 16 columns at a time (values, and in backward queries and
-//! keys as rows) lies in scratch or cache rows of [`wide`] floats, zero beyond D. Columns are independent and reductions
-//! over D stop at D, so padding changes no bit; for multiples of 16 there is none.
+//! keys as rows) lies in scratch or cache rows of [`wide`] floats, zero beyond D. Columns are independent, and reductions
+//! over D stop at D or go on with zeros, so padding changes no bit; for multiples of 16 (32 in bf16) there is none.
 #![allow(unsafe_code)] // kernel file: disjoint parallel writes and the micro-kernel
 
 mod backward;
+mod bf16;
 mod forward;
 mod gather;
+mod products;
 mod rows;
-mod tiles;
 mod weights;
 
 pub(crate) use backward::{Saved, backward};
+pub(crate) use bf16::Bf16;
 pub(crate) use forward::{cached, forward};
+pub(crate) use products::{F32, Products};
 pub use weights::attention_weights;
+
+use std::ops::Range;
 
 use crate::ops::AttnShape;
 use crate::panels::wide;
 
 /// Key positions per block; the same as a cache page.
 pub(crate) const BLOCK: usize = crate::kv::PAGE;
-/// Rows (query, head) of a tile of the micro-kernel.
-pub(crate) const TILE: usize = 12;
 
 /// Which query rows one piece of work covers: segment or slot rows `rows`, the first at position `first`.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +60,13 @@ impl Queries {
             done += len;
             Some(piece)
         })
+    }
+
+    /// How many keys of a block each of these (query, head) pairs sees: all, or in the queries' own block those up to the query's.
+    fn seen(&self, pairs: Range<usize>, group: usize, own: bool, out: &mut [usize]) {
+        for (pair, seen) in pairs.zip(out) {
+            *seen = if own { (self.first + pair / group) % BLOCK + 1 } else { BLOCK };
+        }
     }
 }
 

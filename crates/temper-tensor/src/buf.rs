@@ -9,6 +9,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::head::CHUNK_FLOATS;
+
 const ALIGN: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 const F32: usize = size_of::<f32>();
@@ -80,6 +82,11 @@ pub fn expect_rows(rows: usize) {
 pub(crate) fn room(rows: usize) -> usize {
     let expected = EXPECTED_ROWS.load(Ordering::Relaxed);
     if (expected / 16..=expected).contains(&rows) { expected } else { rows }
+}
+
+/// The same for rows of `width` values that a product lays out anew. Wide ones are a chunk of logits, of which no micro-batch exists.
+pub(crate) fn room_of(rows: usize, width: usize) -> usize {
+    room(rows).min(rows.max(CHUNK_FLOATS / width.max(1)))
 }
 
 impl PoolStats {

@@ -27,7 +27,7 @@ use crate::panels::{LANES, Panels};
 
 use grid::{Grid, Left, Output, part, place, share};
 
-pub(crate) use tile::tile;
+pub(crate) use tile::{ROWS, tile};
 
 /// Steps of the reduction that run before the partial sums are stored.
 const DEPTH: usize = 384;

@@ -21,7 +21,7 @@ use crate::weight::Weight;
 pub use row::{RowStats, RowTerms, row_stats, row_terms};
 
 /// Floats of logits that are held at one time (32 MiB).
-const CHUNK_FLOATS: usize = 8 << 20;
+pub(crate) const CHUNK_FLOATS: usize = 8 << 20;
 
 /// Logits that are worth a task of their own.
 const TASK: usize = 1 << 14;

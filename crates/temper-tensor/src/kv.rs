@@ -3,14 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::attention::{Bf16, F32, Products};
 use crate::buf::Buf;
-use crate::panels::wide;
+use crate::ops::AttnShape;
 
 /// Positions per page, which is also attention's key block.
 pub const PAGE: usize = 64;
 
-/// Keys and values of 64 absolute positions of one layer, per kv head: keys in 16-lane panels `[4][D][16]`, values as
-/// rows `[64][D rounded up to a multiple of 16]`. Positions not yet written are zero, as is the padding of rows.
+/// Keys and values of 64 absolute positions of one layer, per kv head, as attention's products read them: keys as the columns of a right
+/// operand, values as its rows, in f32 or in bf16. Positions not yet written are zero, as is what fills up D; positions that were
+/// cut off keep their values, which count for nothing as long as they are finite.
 #[derive(Debug, Clone)]
 pub struct KvPage {
     pub(crate) keys: Buf,
@@ -24,6 +26,7 @@ pub struct KvCache {
     layers: Vec<Layer>,
     kv_heads: usize,
     head_dim: usize,
+    bf16: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -33,9 +36,10 @@ struct Layer {
 }
 
 impl KvCache {
-    /// An empty cache.
-    pub fn new(layers: usize, kv_heads: usize, head_dim: usize) -> Self {
-        Self { layers: vec![Layer::default(); layers], kv_heads, head_dim }
+    /// An empty cache for attention of this shape.
+    pub fn new(layers: usize, shape: &AttnShape) -> Self {
+        let &AttnShape { kv_heads, head_dim, bf16, .. } = shape;
+        Self { layers: vec![Layer::default(); layers], kv_heads, head_dim, bf16 }
     }
 
     /// Number of positions present in every layer.
@@ -68,6 +72,11 @@ impl KvCache {
         self.head_dim
     }
 
+    /// Whether keys and values are kept in bf16.
+    pub fn bf16(&self) -> bool {
+        self.bf16
+    }
+
     /// Forgets all positions from `len` on.
     pub fn truncate(&mut self, len: usize) {
         for layer in &mut self.layers {
@@ -78,7 +87,7 @@ impl KvCache {
 
     /// Bytes of the pages that this cache refers to (shared ones count in full).
     pub fn bytes(&self) -> usize {
-        let page = self.kv_heads * PAGE * (self.head_dim + wide(self.head_dim)) * size_of::<f32>();
+        let page = self.kv_heads * page_bytes(self.head_dim, self.bf16);
         self.layers.iter().map(|l| l.pages.len() * page).sum()
     }
 
@@ -87,44 +96,40 @@ impl KvCache {
     }
 
     /// Appends `rows` positions to a layer; `k` and `v` are row-major `[rows, kv_heads * D]`.
-    pub(crate) fn append(&mut self, layer: usize, k: &[f32], v: &[f32], rows: usize) {
+    pub(crate) fn append<P: Products>(&mut self, layer: usize, k: &[f32], v: &[f32], rows: usize) {
         let (heads, d) = (self.kv_heads, self.head_dim);
         let layer = &mut self.layers[layer];
-        for r in 0..rows {
+        for (k, v) in k.chunks_exact(heads * d).zip(v.chunks_exact(heads * d)).take(rows) {
             let at = layer.len % PAGE;
             if at == 0 {
-                layer.pages.push(Arc::new(KvPage::zeros(heads, d)));
+                layer.pages.push(Arc::new(KvPage::zeros::<P>(heads, d)));
             }
-            let page = layer.pages.last_mut().map(Arc::make_mut);
-            if let Some(page) = page {
-                page.write(
-                    at,
-                    heads,
-                    d,
-                    &k[r * heads * d..(r + 1) * heads * d],
-                    &v[r * heads * d..(r + 1) * heads * d],
-                );
+            if let Some(page) = layer.pages.last_mut() {
+                Arc::make_mut(page).write::<P>(at, d, k, v);
             }
             layer.len += 1;
         }
     }
 }
 
+/// Bytes of one kv head's keys and values of [`PAGE`] positions.
+pub fn page_bytes(head_dim: usize, bf16: bool) -> usize {
+    fn floats<P: Products>(d: usize) -> usize {
+        P::columns_len(d) + P::rows_len(d)
+    }
+    size_of::<f32>() * if bf16 { floats::<Bf16>(head_dim) } else { floats::<F32>(head_dim) }
+}
+
 impl KvPage {
-    fn zeros(heads: usize, d: usize) -> Self {
-        Self { keys: Buf::zeros(heads * PAGE * d), values: Buf::zeros(heads * PAGE * wide(d)) }
+    fn zeros<P: Products>(heads: usize, d: usize) -> Self {
+        Self { keys: Buf::zeros(heads * P::columns_len(d)), values: Buf::zeros(heads * P::rows_len(d)) }
     }
 
-    fn write(&mut self, at: usize, heads: usize, d: usize, k: &[f32], v: &[f32]) {
-        let lanes = crate::panels::LANES;
-        for h in 0..heads {
-            let panel = h * PAGE * d + (at / lanes) * d * lanes + at % lanes;
-            for (i, &x) in k[h * d..(h + 1) * d].iter().enumerate() {
-                self.keys[panel + i * lanes] = x;
-            }
-            let row = (h * PAGE + at) * wide(d);
-            self.values[row..row + d].copy_from_slice(&v[h * d..(h + 1) * d]);
-        }
+    fn write<P: Products>(&mut self, at: usize, d: usize, k: &[f32], v: &[f32]) {
+        let keys = k.chunks_exact(d).zip(self.keys.chunks_exact_mut(P::columns_len(d)));
+        keys.for_each(|(k, block)| P::put_column(at, k, block));
+        let values = v.chunks_exact(d).zip(self.values.chunks_exact_mut(P::rows_len(d)));
+        values.for_each(|(v, block)| P::put_row(at, v, block));
     }
 }
 

@@ -70,7 +70,7 @@ pub use error::{Error, Result};
 pub use head::{HeadCoef, HeadSpec, HeadTerms, RowTerms, row_terms};
 pub use isa::{Dot, Isa, dot, f32_products, isa};
 pub use kernels::dropout::Dropout;
-pub use kv::{CacheSlot, KvCache, KvPage, PAGE};
+pub use kv::{CacheSlot, KvCache, KvPage, PAGE, page_bytes};
 pub use ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};
 pub use optim::{AdamState, AdamStep, AdamW, adamw_step, clip_scale, grad_norm};
 pub use panels::{LANES, Panels};

@@ -76,6 +76,8 @@ pub struct AttnShape {
     pub head_dim: usize,
     /// Factor on the scores, usually `1 / sqrt(D)`.
     pub scale: f32,
+    /// Whether products are of values rounded to bf16, cached keys and values included; sums, softmax and results are f32.
+    pub bf16: bool,
 }
 
 impl AttnShape {

@@ -56,7 +56,7 @@ fn rope() {
 fn attention() {
     let mut rng = Rng(23);
     let segments = Arc::new(Segments::group(3, &[2, 3]).expect("valid"));
-    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.3 };
+    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.3, bf16: false };
     let inputs = [arg(&mut rng, 8, 32), arg(&mut rng, 8, 16), arg(&mut rng, 8, 16)];
     check("attention", &inputs, &[], |t, v, _| t.attention(&v[0], &v[1], &v[2], &segments, shape));
 }

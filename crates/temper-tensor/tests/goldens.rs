@@ -127,7 +127,7 @@ fn segments(list: &[(usize, usize, Option<usize>)]) -> Arc<Segments> {
 #[test]
 fn attention_over_packed_sequences_and_a_tree() {
     let layout = segments(&[(0, 5, None), (5, 67, None), (72, 9, Some(1)), (81, 3, Some(1)), (84, 4, Some(2))]);
-    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.25 };
+    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.25, bf16: false };
     Case::open("attention").check(&["q", "k", "v"], &[], |t, v, _, _| t.attention(&v[0], &v[1], &v[2], &layout, shape));
 }
 
@@ -182,7 +182,7 @@ fn adamw() {
 #[test]
 fn a_whole_block() {
     let layout = segments(&[(0, 4, None), (4, 5, None), (9, 3, Some(1)), (12, 2, Some(1))]);
-    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.25 };
+    let shape = AttnShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.25, bf16: false };
     let names = ["norm1", "wq", "wk", "wv", "wo", "norm2", "gate", "up", "down"];
     Case::open("block").check(&["x"], &names, |t, v, p, table| {
         let positions = layout.positions();

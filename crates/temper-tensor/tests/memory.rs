@@ -17,7 +17,7 @@ const VOCAB: usize = 300;
 const LAYERS: usize = 6;
 
 fn block<'a>(tape: &Tape<'a>, x: &Var, w: &[ParamId], rope: &'a RopeTable, s: &Arc<Segments>) -> Result<Var> {
-    let shape = AttnShape { heads: 2, kv_heads: 2, head_dim: 32, scale: 0.2 };
+    let shape = AttnShape { heads: 2, kv_heads: 2, head_dim: 32, scale: 0.2, bf16: false };
     let positions = s.positions();
     let q = tape.rope(&tape.linear(x, w[0])?, 2, rope, &positions)?;
     let k = tape.rope(&tape.linear(x, w[1])?, 2, rope, &positions)?;

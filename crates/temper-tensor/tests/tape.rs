@@ -12,7 +12,7 @@ use temper_tensor::{
 
 const C: usize = 32;
 const VOCAB: usize = 23;
-const SHAPE: AttnShape = AttnShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.25 };
+const SHAPE: AttnShape = AttnShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.25, bf16: false };
 
 #[derive(Clone, Copy)]
 struct Layer {
@@ -143,7 +143,7 @@ fn cached_decoding_equals_the_recorded_forward_bitwise() {
     let (model, ops, n) = (Model::new(), Cpu::new(), 75);
     let ids = ids(n, 3);
     let trained = model.step(&ids, &sequences(&[n]), &vec![0.0; n * C], true).0;
-    let mut cache = KvCache::new(2, 1, 16);
+    let mut cache = KvCache::new(2, &SHAPE);
     let mut decoded = Vec::new();
     let mut at = 0;
     for count in [5, 1, 1, 58, 1, 1, 8] {
@@ -406,7 +406,7 @@ fn misuse_is_an_error() {
     assert!(other.scale(&x.detach(), 2.0).is_ok());
 
     let [q, k, v] = [2 * 16, 16, 16].map(|w| tape.input(tensor(1, w, &vec![0.0; w]), false));
-    let mut cache = KvCache::new(1, 1, 16);
+    let mut cache = KvCache::new(1, &SHAPE);
     let mut slots = [CacheSlot { cache: &mut cache, rows: 0..1 }];
     let refused = tape.cached_attention(&q, &k, &v, &mut slots, 0, SHAPE);
     assert!(matches!(refused, Err(Error::NotDifferentiable { .. })));

@@ -10,7 +10,7 @@ use temper_model::{Attend, Batch, Config, Engine, Model, Request, Sampling};
 use temper_tensor::probe::{self, Ceilings, best};
 use temper_tensor::{
     AdamState, AdamW, Grad, GradSink, Grads, HeadCoef, HeadSpec, HeadTerms, Ops, Panels, ParamValue, Tape, Weight,
-    adamw_step, dot, grad_norm, isa,
+    adamw_step, dot, f32_products, grad_norm,
 };
 
 use crate::error::{Error, Result};
@@ -49,13 +49,13 @@ pub struct Measured {
 /// All that was measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Instructions of the f32 kernels.
+    /// What f32 products run on.
     pub isa: &'static str,
     /// Instructions of bf16 products.
     pub bf16: &'static str,
     /// Threads.
     pub threads: usize,
-    /// f32 multiply-adds on registers, 1e9 operations a second.
+    /// f32 products on registers, 1e9 operations a second: multiply-adds, or on tiles six bf16 products each.
     pub f32_gflops: f64,
     /// bf16 products on registers, 1e9 operations a second.
     pub bf16_gflops: f64,
@@ -96,7 +96,7 @@ pub fn bench(ops: &dyn Ops, model: Model, dtype: Compute, tell: &mut dyn FnMut(&
         bench.training(model)?;
     }
     Ok(Report {
-        isa: isa().name(),
+        isa: f32_products(),
         bf16: dot().name(),
         threads: rayon::current_num_threads(),
         f32_gflops: ceilings.f32_flops,

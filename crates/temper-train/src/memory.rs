@@ -69,7 +69,7 @@ impl Memory {
         let weights = (whole + rounded) * (1 + critic) + adapter.unwrap_or(0) + frozen * reference;
         let optimizer = (3 + sizes.copies as u64) * adapter.unwrap_or(whole) + 3 * whole * critic;
         let activations = activations(config, sizes);
-        let cache = sizes.cached_tokens as u64 * config.kv_bytes_per_token();
+        let cache = sizes.cached_tokens as u64 * config.kv_bytes_per_token(sizes.dtype == Dtype::Bf16);
         let process = PROCESS + TOKEN * config.vocab_size as u64 + SLACK;
         let total = weights + optimizer + activations.max(cache) + process;
         Self { weights, optimizer, activations, cache, process, total }
@@ -91,18 +91,19 @@ fn activations(config: &Config, sizes: &Sizes) -> u64 {
     // residual stream and four rows as wide as the feed-forward. Another model's rows stay for both, its logits are the head's.
     let other = u64::from(sizes.kl_ref);
     let logits = LOGITS.min(n * config.vocab_size as u64);
-    let head = 4 * n * 4 * c + (4 + 4 * other + laid_out(sizes.dtype)) * logits;
+    let head = 4 * n * 4 * c + (4 + 4 * other + laid_out(config, sizes.dtype)) * logits;
     let backward = 4 * n * (again + 4 * c + 5 * f);
     4 * n * (kept + other * c) + head.max(backward)
 }
 
-/// Bytes a value of the layout that the head's products make of the gradient of its logits: pairs of bf16 or strips of f32; on tiles
-/// a f32 product makes none, its tasks split what they multiply.
-fn laid_out(dtype: Dtype) -> u64 {
+/// Bytes a value of the layout that the head's products make of the gradient of its logits: pairs of bf16, or strips of f32 where rows
+/// would collide in the cache ([`temper_tensor::gemm`]). On tiles a f32 product makes none, its tasks split what they multiply.
+fn laid_out(config: &Config, dtype: Dtype) -> u64 {
+    let collide = config.vocab_size.is_multiple_of(1024) && config.hidden_size >= 128;
     match dtype {
         Dtype::Bf16 => 2,
-        Dtype::F32 if dot() == Dot::Amx => 0,
-        Dtype::F32 => 4,
+        Dtype::F32 if dot() != Dot::Amx && collide => 4,
+        Dtype::F32 => 0,
     }
 }
 

@@ -8,7 +8,7 @@ pub use rope::RopeScaling;
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
-use temper_tensor::AttnShape;
+use temper_tensor::{AttnShape, PAGE, page_bytes};
 
 /// The architectures that Temper computes. They share one forward pass; the name decides what is written to config.json.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -191,10 +191,10 @@ impl Config {
         u64::try_from(all).unwrap_or(u64::MAX)
     }
 
-    /// Bytes that one position takes in a key/value cache, where values of a head fill rows of a multiple of 16.
-    pub fn kv_bytes_per_token(&self) -> u64 {
-        let head = self.head_dim + self.head_dim.next_multiple_of(16);
-        4 * self.num_hidden_layers as u64 * self.num_key_value_heads as u64 * head as u64
+    /// Bytes that one position takes in a key/value cache in f32 or bf16, with what fills up the heads.
+    pub fn kv_bytes_per_token(&self, bf16: bool) -> u64 {
+        let head = page_bytes(self.head_dim, bf16) / PAGE;
+        self.num_hidden_layers as u64 * self.num_key_value_heads as u64 * head as u64
     }
 
     /// Attention's shape with the usual factor `1 / sqrt(D)`.
@@ -204,6 +204,7 @@ impl Config {
             kv_heads: self.num_key_value_heads,
             head_dim: self.head_dim,
             scale: (1.0 / (self.head_dim as f64).sqrt()) as f32,
+            bf16: false,
         }
     }
 }
@@ -267,11 +268,13 @@ mod tests {
             let mut c = Config::llama(97, 64, 3, 4);
             (c.head_dim, c.num_key_value_heads) = (head_dim, 2);
             let model = crate::Model::init(&temper_tensor::Cpu::new(), &c, 1).unwrap();
-            let (mut cache, ops) = (model.new_cache(), temper_tensor::Cpu::new());
-            let tape = temper_tensor::Tape::new(&ops, &model.params, false);
-            let mut slots = [temper_tensor::CacheSlot { cache: &mut cache, rows: 0..64 }];
-            model.hidden(&tape, &[7; 64], crate::Attend::Cache(&mut slots), false).unwrap();
-            assert_eq!(cache.bytes() as u64, 64 * c.kv_bytes_per_token());
+            for (model, bf16) in [(model.frozen_copy(), false), (model.in_bf16(), true)] {
+                let (mut cache, ops) = (model.new_cache(), temper_tensor::Cpu::new());
+                let tape = temper_tensor::Tape::new(&ops, &model.params, false);
+                let mut slots = [temper_tensor::CacheSlot { cache: &mut cache, rows: 0..64 }];
+                model.hidden(&tape, &[7; 64], crate::Attend::Cache(&mut slots), false).unwrap();
+                assert_eq!(cache.bytes() as u64, 64 * c.kv_bytes_per_token(bf16));
+            }
         }
     }
 

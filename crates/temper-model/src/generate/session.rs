@@ -126,7 +126,10 @@ impl Session {
 
     /// Whether this session can be computed by `model` and has something to predict from.
     pub(super) fn check(&self, model: &Model) -> Result<()> {
-        let of = |c: &KvCache| format!("{} layers of {} heads of size {}", c.layers(), c.kv_heads(), c.head_dim());
+        let of = |c: &KvCache| {
+            let dtype = if c.bf16() { "bf16" } else { "f32" };
+            format!("{} layers of {} heads of size {} in {dtype}", c.layers(), c.kv_heads(), c.head_dim())
+        };
         let (found, expected) = (of(&self.cache), of(&model.new_cache()));
         if found != expected {
             return Err(Error::OtherModel { found, expected });

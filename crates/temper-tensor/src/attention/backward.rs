@@ -4,16 +4,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::attention::gather::{Columns, positions};
-use crate::attention::rows::{dot, probabilities, scaled, score_gradients};
-use crate::attention::tiles::{Left, Right, multiply};
-use crate::attention::{BLOCK, Group, Queries, Shared, TILE, wide};
+use crate::attention::gather::{Columns, zeros};
+use crate::attention::rows::{dot, scaled, score_gradients};
+use crate::attention::{BLOCK, Bf16, F32, Group, Products, Queries, Shared, wide};
 use crate::buf::Buf;
 use crate::ops::AttnShape;
 use crate::segments::Segments;
-
-/// (query, head) pairs that are taken together: the reduction length of dK's and dV's partial sums.
-const PAIRS: usize = 4 * TILE;
 
 /// What backward reads, as slices: the forward's arguments and results, and the output's gradient.
 #[derive(Clone, Copy)]
@@ -50,14 +46,27 @@ pub(crate) fn backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
+    let by = if shape.bf16 { backward_by::<Bf16> } else { backward_by::<F32> };
+    by(saved, segments, shape, dq, dk, dv);
+}
+
+fn backward_by<P: Products>(
+    saved: &Saved,
+    segments: &Segments,
+    shape: &AttnShape,
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+) {
     let dq = Shared::new(dq);
     let columns = |kv_head: usize| {
         let d = shape.head_dim;
         KvColumns { width: shape.kv_heads * d, col: kv_head * d, d }
     };
     for wave in pieces(segments, shape).chunks(WAVE) {
-        let one =
-            |piece: &Piece| piece_sums(saved, &Group::new(shape, piece.kv_head), columns(piece.kv_head), piece, dq);
+        let one = |piece: &Piece| {
+            piece_sums::<P>(saved, &Group::new(shape, piece.kv_head), columns(piece.kv_head), piece, dq)
+        };
         let sums: Vec<Sums> = wave.par_iter().with_max_len(1).map(one).collect();
         for (piece, sums) in wave.iter().zip(&sums) {
             sums.add_to(&piece.chain, columns(piece.kv_head), dk, dv);
@@ -81,13 +90,14 @@ fn pieces(segments: &Segments, shape: &AttnShape) -> Vec<Piece> {
     pieces
 }
 
-fn piece_sums(saved: &Saved, group: &Group, at: KvColumns, piece: &Piece, dq: Shared) -> Sums {
-    let mut keys = Keys::new(saved, at, &piece.chain);
-    let mut work = Work::new(group.d);
+fn piece_sums<P: Products>(saved: &Saved, group: &Group, at: KvColumns, piece: &Piece, dq: Shared) -> Sums {
+    let unit = P::unit();
+    let mut keys = Keys::new::<P>(saved, at, &piece.chain);
+    let mut work = Work::new::<P>(group.d);
     for queries in piece.queries.cut(BLOCK) {
         let pairs = queries.len * group.size;
-        for from in (0..pairs).step_by(PAIRS) {
-            work.step(saved, group, queries, from..(from + PAIRS).min(pairs), &mut keys, dq);
+        for from in (0..pairs).step_by(P::PAIRS) {
+            work.step::<P>(&unit, saved, group, queries, from..(from + P::PAIRS).min(pairs), &mut keys, dq);
         }
     }
     keys.sums
@@ -100,12 +110,11 @@ struct KvColumns {
     d: usize,
 }
 
-/// One chain's keys and values of one kv head, in the layouts that backward multiplies by, and their gradients:
-/// panels `[T/16][D][16]`, rows `[T][wide(D)]`.
+/// One chain's keys and values of one kv head, as backward multiplies by them, and their gradients.
 struct Keys {
-    key_panels: Buf,
+    key_columns: Buf,
     key_rows: Buf,
-    value_panels: Buf,
+    value_columns: Buf,
     sums: Sums,
 }
 
@@ -116,21 +125,17 @@ struct Sums {
 }
 
 impl Keys {
-    fn new(saved: &Saved, at: KvColumns, chain: &[Range<usize>]) -> Self {
+    fn new<P: Products>(saved: &Saved, at: KvColumns, chain: &[Range<usize>]) -> Self {
         let len: usize = chain.iter().map(Range::len).sum();
-        let panels = || positions(len, at.d);
-        let rows = || positions(len, wide(at.d));
-        let mut keys = Self {
-            key_panels: panels(),
-            key_rows: rows(),
-            value_panels: panels(),
-            sums: Sums { dk: rows(), dv: rows() },
-        };
         let columns = |data| Columns { data, width: at.width, col: at.col, d: at.d };
-        columns(saved.k).panels_into(chain, len, &mut keys.key_panels);
-        columns(saved.k).rows_into(chain, len, &mut keys.key_rows);
-        columns(saved.v).panels_into(chain, len, &mut keys.value_panels);
-        keys
+        let (k, v) = (columns(saved.k), columns(saved.v));
+        let gradient = || zeros(len, BLOCK * wide(at.d));
+        Self {
+            key_columns: k.as_columns::<P>(chain, len),
+            key_rows: k.as_rows::<P>(chain, len),
+            value_columns: v.as_columns::<P>(chain, len),
+            sums: Sums { dk: gradient(), dv: gradient() },
+        }
     }
 }
 
@@ -149,39 +154,75 @@ fn add_row(from: &[f32], to: &mut [f32]) {
     to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
 }
 
-/// Scratch for up to [`PAIRS`] (query, head) pairs; rows of q, dy and dq are `wide(D)` apart.
+/// Scratch for up to [`Products::PAIRS`] (query, head) pairs; rows of q, dy and dq are `wide(D)` apart.
 struct Work {
     q: Buf,
     dy: Buf,
     dq: Buf,
     p: Buf,
     ds: Buf,
-    lse: [f32; PAIRS],
-    delta: [f32; PAIRS],
+    seen: Vec<usize>,
+    lse: Vec<f32>,
+    delta: Vec<f32>,
+    /// The operands that are packed once for all key blocks, and those of a key block.
+    packed: Packed,
+    block: Block,
+}
+
+struct Packed {
+    q: Buf,
+    dy: Buf,
+    q_rows: Buf,
+    dy_rows: Buf,
+}
+
+struct Block {
+    p: Buf,
+    ds: Buf,
+    ds_rows: Buf,
 }
 
 impl Work {
-    fn new(d: usize) -> Self {
-        let rows = || Buf::zeros(PAIRS * wide(d));
-        let block = || Buf::zeros(PAIRS * BLOCK);
-        Self { q: rows(), dy: rows(), dq: rows(), p: block(), ds: block(), lse: [0.0; PAIRS], delta: [0.0; PAIRS] }
+    fn new<P: Products>(d: usize) -> Self {
+        let rows = || Buf::zeros(P::PAIRS * wide(d));
+        let block = || Buf::zeros(P::PAIRS * BLOCK);
+        let pair = || vec![0.0; P::PAIRS];
+        let scratch = |count, depth| Buf::dirty(P::scratch(count, depth));
+        let left = || scratch(P::PAIRS, d);
+        let right = || scratch(wide(d), P::PAIRS);
+        let turned = || scratch(BLOCK, P::PAIRS);
+        Self {
+            q: rows(),
+            dy: rows(),
+            dq: rows(),
+            p: block(),
+            ds: block(),
+            seen: vec![0; P::PAIRS],
+            lse: pair(),
+            delta: pair(),
+            packed: Packed { q: left(), dy: left(), q_rows: right(), dy_rows: right() },
+            block: Block { p: turned(), ds: turned(), ds_rows: scratch(P::PAIRS, BLOCK) },
+        }
     }
 
-    fn load(&mut self, saved: &Saved, group: &Group, queries: Queries, pairs: Range<usize>) {
+    fn load<P: Products>(&mut self, saved: &Saved, group: &Group, queries: Queries, pairs: Range<usize>) {
         let (d, wide) = (group.d, wide(group.d));
         for (i, pair) in pairs.enumerate() {
             let at = group.at(queries.start, pair);
-            let (dy, out) = (&saved.dy[at..at + d], &saved.out[at..at + d]);
-            self.dy[i * wide..][..d].copy_from_slice(dy);
-            self.delta[i] = dot(dy, out);
+            // The same values give delta and, times the values, the scores' gradients, so that what rounding adds to both cancels.
+            let dy = &mut self.dy[i * wide..][..d];
+            dy.copy_from_slice(&saved.dy[at..at + d]);
+            P::round(dy);
+            self.delta[i] = dot(dy, &saved.out[at..at + d]);
             self.lse[i] = saved.lse[group.stat(queries.start, pair)];
             scaled(&saved.q[at..at + d], group.scale, &mut self.q[i * wide..][..d]);
         }
     }
 
     /// All key blocks of some pairs that share their last block.
-    fn step(
+    fn step<P: Products>(
         &mut self,
+        unit: &P::Unit,
         saved: &Saved,
         group: &Group,
         queries: Queries,
@@ -189,57 +230,36 @@ impl Work {
         keys: &mut Keys,
         dq: Shared,
     ) {
-        let d = group.d;
-        self.load(saved, group, queries, pairs.clone());
+        let (d, wide, rows) = (group.d, wide(group.d), pairs.len());
+        self.load::<P>(saved, group, queries, pairs.clone());
+        let Packed { q, dy, q_rows, dy_rows } = &mut self.packed;
+        let left_q = P::left(&self.q, (rows, d), wide, q);
+        let left_dy = P::left(&self.dy, (rows, d), wide, dy);
+        let (q, dy) = (P::right(&self.q, rows, wide, q_rows), P::right(&self.dy, rows, wide, dy_rows));
         let last = queries.first / BLOCK;
         for b in 0..=last {
-            let position = |pair: usize| queries.first + pair / group.size;
-            let seen = |pair: usize| if b < last { BLOCK } else { position(pair) % BLOCK + 1 };
-            let depth = seen(pairs.end - 1);
-            let block = b * BLOCK * d..(b + 1) * BLOCK * d;
-            self.score_block(&keys.key_panels[block.clone()], &keys.value_panels[block], pairs.len(), d, depth);
-            for (i, pair) in pairs.clone().enumerate() {
-                let (p, ds) = (&mut self.p[i * BLOCK..][..BLOCK], &mut self.ds[i * BLOCK..][..BLOCK]);
-                probabilities(p, seen(pair), self.lse[i]);
-                score_gradients(p, ds, seen(pair), self.delta[i]);
-            }
-            self.products(keys, b, pairs.len(), wide(d), depth);
+            queries.seen(pairs.clone(), group.size, b == last, &mut self.seen[..rows]);
+            let depth = self.seen[rows - 1];
+            let block = b * P::columns_len(d)..(b + 1) * P::columns_len(d);
+            let (key_columns, value_columns) = (&keys.key_columns[block.clone()], &keys.value_columns[block]);
+            // Scores, and products of the output's gradient with the values.
+            P::multiply(unit, rows, d, left_q, P::columns(key_columns, d, depth), &mut self.p, BLOCK, false);
+            P::multiply(unit, rows, d, left_dy, P::columns(value_columns, d, depth), &mut self.ds, BLOCK, false);
+            score_gradients(&mut self.p, &mut self.ds, &self.seen[..rows], &self.lse, &self.delta);
+            // dV += P^T dY, dK += dS^T Q, dQ (=|+=) dS K.
+            let sums = b * BLOCK * wide..(b + 1) * BLOCK * wide;
+            let p = P::transposed(&self.p, (depth, rows), &mut self.block.p);
+            P::multiply(unit, depth, rows, p, dy, &mut keys.sums.dv[sums.clone()], wide, true);
+            let ds = P::transposed(&self.ds, (depth, rows), &mut self.block.ds);
+            P::multiply(unit, depth, rows, ds, q, &mut keys.sums.dk[sums], wide, true);
+            let ds = P::left(&self.ds, (rows, depth), BLOCK, &mut self.block.ds_rows);
+            let key_rows = &keys.key_rows[b * P::rows_len(d)..(b + 1) * P::rows_len(d)];
+            P::multiply(unit, rows, depth, ds, P::rows(key_rows, d), &mut self.dq, wide, b > 0);
         }
         for (i, pair) in pairs.enumerate() {
             // SAFETY: each (row, head) pair belongs to exactly one step of one worker.
             let to = unsafe { dq.slice(group.at(queries.start, pair), d) };
-            scaled(&self.dq[i * wide(d)..][..d], group.scale, to);
-        }
-    }
-
-    /// Scores into `p`, products of the output's gradient with the values into `ds`.
-    fn score_block(&mut self, key_panels: &[f32], value_panels: &[f32], rows: usize, d: usize, depth: usize) {
-        let wide = wide(d);
-        for at in (0..rows).step_by(TILE) {
-            let n = TILE.min(rows - at);
-            let (from, to) = (at * wide, at * BLOCK);
-            let keys = Right::panels(key_panels, d, depth);
-            multiply(n, d, Left::rows(&self.q[from..], wide), keys, &mut self.p[to..], BLOCK, false);
-            let values = Right::panels(value_panels, d, depth);
-            multiply(n, d, Left::rows(&self.dy[from..], wide), values, &mut self.ds[to..], BLOCK, false);
-        }
-    }
-
-    /// dV += P^T dY, dK += dS^T Q, dQ (=|+=) dS K of key block `b`; rows are `width` floats apart.
-    fn products(&mut self, keys: &mut Keys, b: usize, rows: usize, width: usize, depth: usize) {
-        let start = b * BLOCK * width;
-        for at in (0..depth).step_by(TILE) {
-            let n = TILE.min(depth - at);
-            let to = start + at * width;
-            let (p, ds) = (Left::columns(&self.p, BLOCK, at), Left::columns(&self.ds, BLOCK, at));
-            multiply(n, rows, p, Right::rows(&self.dy, width), &mut keys.sums.dv[to..], width, true);
-            multiply(n, rows, ds, Right::rows(&self.q, width), &mut keys.sums.dk[to..], width, true);
-        }
-        let key_rows = &keys.key_rows[start..start + BLOCK * width];
-        for at in (0..rows).step_by(TILE) {
-            let n = TILE.min(rows - at);
-            let ds = Left::rows(&self.ds[at * BLOCK..], BLOCK);
-            multiply(n, depth, ds, Right::rows(key_rows, width), &mut self.dq[at * width..], width, b > 0);
+            scaled(&self.dq[i * wide..][..d], group.scale, to);
         }
     }
 }

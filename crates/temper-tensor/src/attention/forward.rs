@@ -3,11 +3,12 @@
 use rayon::prelude::*;
 
 use crate::attention::gather::{Columns, Gathered};
-use crate::attention::rows::{online_softmax_row, scale_in_place, scaled};
-use crate::attention::tiles::{Left, Right, multiply};
-use crate::attention::{BLOCK, Group, Queries, Shared, TILE, wide};
+use crate::attention::rows::{online_softmax, scale_in_place, scaled};
+use crate::attention::{BLOCK, Bf16, F32, Group, Products, Queries, Shared, wide};
+use crate::buf::Buf;
 use crate::kv::CacheSlot;
 use crate::ops::AttnShape;
+use crate::panels::LANES;
 use crate::segments::Segments;
 
 /// Query positions per piece of work.
@@ -15,16 +16,30 @@ const CHUNK: usize = 256;
 /// Below this many score elements the work is done on the calling thread.
 const SERIAL: usize = 1 << 9;
 
+/// Most rows of a tile.
+const MOST: usize = 32;
+
 /// Scratch of one worker.
 struct Tile {
-    q: Vec<f32>,
-    out: Vec<f32>,
-    scores: [f32; TILE * BLOCK],
+    memory: Buf,
+    /// Floats of each part of the memory: queries, results and scores as rows, queries and scores as left operands.
+    sizes: [usize; 5],
+    seen: [usize; MOST],
+    max: [f32; MOST],
+    sum: [f32; MOST],
+    factor: [f32; MOST],
 }
 
 impl Tile {
-    fn new(d: usize) -> Self {
-        Self { q: vec![0.0; TILE * d], out: vec![0.0; TILE * wide(d)], scores: [0.0; TILE * BLOCK] }
+    /// For so many rows, at most [`Products::TILE`].
+    fn new<P: Products>(rows: usize, d: usize) -> Self {
+        const { assert!(P::TILE <= MOST) };
+        // Products fill up the rows of their results.
+        let rows = rows.min(P::TILE).next_multiple_of(LANES).min(P::TILE);
+        let left = |depth| P::scratch(rows, depth);
+        let sizes = [rows * d, rows * wide(d), rows * BLOCK, left(d), left(BLOCK)];
+        let memory = Buf::dirty(sizes.iter().sum());
+        Self { memory, sizes, seen: [0; MOST], max: [0.0; MOST], sum: [0.0; MOST], factor: [0.0; MOST] }
     }
 }
 
@@ -37,6 +52,19 @@ struct Io<'t> {
 
 /// Training: q `[N, H * D]`, k and v `[N, kv_heads * D]`, out `[N, H * D]`, lse `[N, H]`.
 pub(crate) fn forward(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    segments: &Segments,
+    shape: &AttnShape,
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let by = if shape.bf16 { forward_by::<Bf16> } else { forward_by::<F32> };
+    by(q, k, v, segments, shape, out, lse);
+}
+
+fn forward_by<P: Products>(
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -58,13 +86,26 @@ pub(crate) fn forward(
     let work = items.iter().map(|(_, _, p)| p.len * (p.first + p.len)).sum::<usize>() * shape.heads / shape.kv_heads;
     run(work, &items, |&(s, h, piece)| {
         let columns = |data| Columns { data, width, col: h * d, d };
-        let keys = Gathered::new(columns(k), columns(v), &segments.chain_rows(s), piece.first + piece.len);
-        attend(&io, &Group::new(shape, h), piece, |b| keys.block(b));
+        let keys = Gathered::<P>::new(columns(k), columns(v), &segments.chain_rows(s), piece.first + piece.len);
+        attend::<P>(&io, &Group::new(shape, h), piece, |b| keys.block(b));
     });
 }
 
 /// Sampling: appends k and v to the slots' caches, then attends over their pages.
 pub(crate) fn cached(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    slots: &mut [CacheSlot],
+    layer: usize,
+    shape: &AttnShape,
+    out: &mut [f32],
+) {
+    let by = if shape.bf16 { cached_by::<Bf16> } else { cached_by::<F32> };
+    by(q, k, v, slots, layer, shape, out);
+}
+
+fn cached_by<P: Products>(
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -79,7 +120,7 @@ pub(crate) fn cached(
         let rows = slot.rows.clone();
         let first = slot.cache.layer_len(layer);
         let range = rows.start * width..rows.end * width;
-        slot.cache.append(layer, &k[range.clone()], &v[range], rows.len());
+        slot.cache.append::<P>(layer, &k[range.clone()], &v[range], rows.len());
         for piece in (Queries { start: rows.start, len: rows.len(), first }).cut(CHUNK) {
             items.extend((0..shape.kv_heads).map(|h| (i, h, piece)));
         }
@@ -89,9 +130,9 @@ pub(crate) fn cached(
     let slots: &[CacheSlot] = slots;
     run(work, &items, |&(i, h, piece)| {
         let pages = slots[i].cache.pages(layer);
-        let range = |d| h * BLOCK * d..(h + 1) * BLOCK * d;
-        let block = |b: usize| (&pages[b].keys[range(d)], &pages[b].values[range(wide(d))]);
-        attend(&io, &Group::new(shape, h), piece, block);
+        let range = |size| h * size..(h + 1) * size;
+        let block = |b: usize| (&pages[b].keys[range(P::columns_len(d))], &pages[b].values[range(P::rows_len(d))]);
+        attend::<P>(&io, &Group::new(shape, h), piece, block);
     });
 }
 
@@ -100,18 +141,20 @@ fn run<T: Sync>(work: usize, items: &[T], each: impl Fn(&T) + Sync + Send) {
 }
 
 /// All queries of a piece, one kv head.
-fn attend<'k>(io: &Io, group: &Group, piece: Queries, block: impl Fn(usize) -> (&'k [f32], &'k [f32])) {
-    let mut tile = Tile::new(group.d);
+fn attend<'k, P: Products>(io: &Io, group: &Group, piece: Queries, block: impl Fn(usize) -> (&'k [f32], &'k [f32])) {
+    let unit = P::unit();
+    let mut tile = Tile::new::<P>(piece.len.min(BLOCK) * group.size, group.d);
     // Rows of a tile share their last key block.
     for same_block in piece.cut(BLOCK) {
         let pairs = same_block.len * group.size;
-        for at in (0..pairs).step_by(TILE) {
-            attend_tile(io, group, same_block, at..(at + TILE).min(pairs), &mut tile, &block);
+        for at in (0..pairs).step_by(P::TILE) {
+            attend_tile::<P>(&unit, io, group, same_block, at..(at + P::TILE).min(pairs), &mut tile, &block);
         }
     }
 }
 
-fn attend_tile<'k>(
+fn attend_tile<'k, P: Products>(
+    unit: &P::Unit,
     io: &Io,
     group: &Group,
     queries: Queries,
@@ -120,32 +163,34 @@ fn attend_tile<'k>(
     block: &impl Fn(usize) -> (&'k [f32], &'k [f32]),
 ) {
     let (d, wide, rows) = (group.d, wide(group.d), pairs.len());
+    let last = queries.first / BLOCK;
+    let Tile { memory, sizes, seen, max, sum, factor } = tile;
+    let mut rest = &mut memory[..];
+    let [q, out, scores, left_q, left_scores] = sizes.map(|size| rest.split_off_mut(..size).unwrap_or_default());
     for (i, pair) in pairs.clone().enumerate() {
         let at = group.at(queries.start, pair);
-        scaled(&io.q[at..at + d], group.scale, &mut tile.q[i * d..(i + 1) * d]);
+        scaled(&io.q[at..at + d], group.scale, &mut q[i * d..(i + 1) * d]);
     }
-    let position = |pair: usize| queries.first + pair / group.size;
-    let last = queries.first / BLOCK;
-    let (mut max, mut sum) = ([f32::NEG_INFINITY; TILE], [0.0f32; TILE]);
+    let q = P::left(q, (rows, d), d, left_q);
+    max.fill(f32::NEG_INFINITY);
+    sum.fill(0.0);
     for b in 0..=last {
         let (keys, values) = block(b);
-        let seen = |pair: usize| if b < last { BLOCK } else { position(pair) % BLOCK + 1 };
-        let depth = seen(pairs.end - 1);
-        multiply(rows, d, Left::rows(&tile.q, d), Right::panels(keys, d, depth), &mut tile.scores, BLOCK, false);
-        for (i, pair) in pairs.clone().enumerate() {
-            let row = &mut tile.scores[i * BLOCK..(i + 1) * BLOCK];
-            let factor = online_softmax_row(row, seen(pair), &mut max[i], &mut sum[i]);
-            if b > 0 {
-                scale_in_place(&mut tile.out[i * wide..][..d], factor);
-            }
+        queries.seen(pairs.clone(), group.size, b == last, &mut seen[..rows]);
+        let depth = seen[rows - 1];
+        P::multiply(unit, rows, d, q, P::columns(keys, d, depth), scores, BLOCK, false);
+        online_softmax(scores, &seen[..rows], max, sum, factor);
+        if b > 0 {
+            let changed = out.chunks_exact_mut(wide).zip(&factor[..rows]).filter(|(_, factor)| **factor != 1.0);
+            changed.for_each(|(out, factor)| scale_in_place(&mut out[..d], *factor));
         }
-        let scores = Left::rows(&tile.scores, BLOCK);
-        multiply(rows, depth, scores, Right::rows(values, wide), &mut tile.out, wide, b > 0);
+        let weights = P::left(scores, (rows, depth), BLOCK, left_scores);
+        P::multiply(unit, rows, depth, weights, P::rows(values, d), out, wide, b > 0);
     }
     for (i, pair) in pairs.enumerate() {
         // SAFETY: each (row, head) pair belongs to exactly one tile of one item.
-        let out = unsafe { io.out.slice(group.at(queries.start, pair), d) };
-        scaled(&tile.out[i * wide..][..d], 1.0 / sum[i], out);
+        let to = unsafe { io.out.slice(group.at(queries.start, pair), d) };
+        scaled(&out[i * wide..][..d], 1.0 / sum[i], to);
         if let Some(lse) = &io.lse {
             // SAFETY: as above.
             let lse = unsafe { lse.slice(group.stat(queries.start, pair), 1) };

@@ -1,20 +1,19 @@
 //! Keys and values of one sequence and one kv head, brought into blocks of 64 positions.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::attention::{BLOCK, wide};
+use crate::attention::BLOCK;
+use crate::attention::products::Products;
 use crate::buf::Buf;
-use crate::panels::LANES;
 
-/// One kv head's keys and values of positions `0..len` of a sequence.
+/// One kv head's keys (as columns) and values (as rows) of the first positions of a sequence.
 #[derive(Debug)]
-pub(crate) struct Gathered {
+pub(crate) struct Gathered<P> {
     d: usize,
-    len: usize,
-    /// Keys in 16-lane panels `[T/16][D][16]`.
-    key_panels: Buf,
-    /// Values as rows `[T][wide(D)]`.
+    keys: Buf,
     values: Buf,
+    products: PhantomData<P>,
 }
 
 /// Where a kv head's rows lie: `[N, kv_heads * D]`, columns from `col`.
@@ -32,51 +31,51 @@ impl Columns<'_> {
         &self.data[at..at + self.d]
     }
 
-    /// The rows of the chain one after the other, up to `len` of them, `wide(D)` apart.
-    pub(crate) fn rows_into(&self, chain: &[Range<usize>], len: usize, out: &mut [f32]) {
-        let rows = chain.iter().cloned().flatten().take(len);
-        for (r, out) in rows.zip(out.chunks_exact_mut(wide(self.d))) {
-            out[..self.d].copy_from_slice(self.row(r));
+    /// The first `len` positions of the chain in blocks of `size` floats, each written by `put(rows, D, block)`.
+    fn blocks(&self, chain: &[Range<usize>], len: usize, size: usize, put: impl Fn(&[f32], usize, &mut [f32])) -> Buf {
+        let mut out = zeros(len, size);
+        let mut at = chain.iter().cloned().flatten().take(len);
+        let mut rows = Buf::dirty(BLOCK * self.d);
+        for block in out.chunks_exact_mut(size) {
+            let filled: usize = rows
+                .chunks_exact_mut(self.d)
+                .zip(&mut at)
+                .map(|(row, r)| {
+                    row.copy_from_slice(self.row(r));
+                    self.d
+                })
+                .sum();
+            put(&rows[..filled], self.d, block);
         }
+        out
     }
 
-    /// The rows of the chain as 16-lane panels.
-    pub(crate) fn panels_into(&self, chain: &[Range<usize>], len: usize, out: &mut [f32]) {
-        let rows = chain.iter().cloned().flatten().take(len);
-        for (pos, r) in rows.enumerate() {
-            let panel = &mut out[pos / LANES * self.d * LANES..];
-            for (slot, &x) in panel[pos % LANES..].iter_mut().step_by(LANES).zip(self.row(r)) {
-                *slot = x;
-            }
-        }
+    /// These positions as columns of right operands.
+    pub(crate) fn as_columns<P: Products>(&self, chain: &[Range<usize>], len: usize) -> Buf {
+        self.blocks(chain, len, P::columns_len(self.d), P::put_columns)
+    }
+
+    /// These positions as rows of right operands.
+    pub(crate) fn as_rows<P: Products>(&self, chain: &[Range<usize>], len: usize) -> Buf {
+        self.blocks(chain, len, P::rows_len(self.d), P::put_rows)
     }
 }
 
-/// Zeros for `len` positions of `width` floats in whole blocks, in a block of memory that sequences of other lengths can use too.
-pub(crate) fn positions(len: usize, width: usize) -> Buf {
-    Buf::zeros_in(padded(len, width), padded(len.next_power_of_two().max(4 * BLOCK), width))
+/// Zeros for `len` positions in blocks of `size` floats each, in a block of memory that sequences of other lengths can use too.
+pub(crate) fn zeros(len: usize, size: usize) -> Buf {
+    let room = len.next_power_of_two().max(4 * BLOCK);
+    Buf::zeros_in(len.div_ceil(BLOCK) * size, room.div_ceil(BLOCK) * size)
 }
 
-/// Floats of a buffer that holds `len` positions of `width` floats in whole blocks.
-pub(crate) fn padded(len: usize, width: usize) -> usize {
-    len.div_ceil(BLOCK) * BLOCK * width
-}
-
-impl Gathered {
+impl<P: Products> Gathered<P> {
     /// The first `len` positions of the chain.
     pub(crate) fn new(k: Columns, v: Columns, chain: &[Range<usize>], len: usize) -> Self {
-        let d = k.d;
-        let zeros = |width| positions(len, width);
-        let mut it = Self { d, len, key_panels: zeros(d), values: zeros(wide(d)) };
-        k.panels_into(chain, len, &mut it.key_panels);
-        v.rows_into(chain, len, &mut it.values);
-        it
+        Self { d: k.d, keys: k.as_columns::<P>(chain, len), values: v.as_rows::<P>(chain, len), products: PhantomData }
     }
 
-    /// Key panels and value rows of block `b`.
+    /// Keys and values of block `b`.
     pub(crate) fn block(&self, b: usize) -> (&[f32], &[f32]) {
-        debug_assert!(b * BLOCK < self.len);
-        let range = |width| b * BLOCK * width..(b + 1) * BLOCK * width;
-        (&self.key_panels[range(self.d)], &self.values[range(wide(self.d))])
+        let range = |size| b * size..(b + 1) * size;
+        (&self.keys[range(P::columns_len(self.d))], &self.values[range(P::rows_len(self.d))])
     }
 }

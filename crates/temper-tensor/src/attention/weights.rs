@@ -8,7 +8,7 @@ use crate::segments::Segments;
 const MASKED: f32 = -1e30;
 
 /// How much each row of segment `segment` attends to each position of its chain, for query head `head`:
-/// `[segment's rows, chain's positions]`, rows sum to 1. `q: [N, H * D]`, `k: [N, kv_heads * D]`, as attention got them.
+/// `[segment's rows, chain's positions]`, rows sum to 1; in f32, whatever the shape says. `q: [N, H * D]`, `k: [N, kv_heads * D]`, as attention got them.
 pub fn attention_weights(
     ops: &dyn Ops,
     q: &Tensor,

@@ -47,6 +47,7 @@ pub(super) fn slots(slots: &[CacheSlot], rows: usize, layer: usize, s: &AttnShap
         let fits = [
             ("kv_heads", cache.kv_heads(), s.kv_heads),
             ("head_dim", cache.head_dim(), s.head_dim),
+            ("values in bf16 (0 or 1)", usize::from(cache.bf16()), usize::from(s.bf16)),
             ("first row of a slot", slot.rows.start, next),
         ];
         for (what, got, expected) in fits {

@@ -17,7 +17,7 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod kernel;
-pub(super) mod pack;
+pub(crate) mod pack;
 
 #[cfg(test)]
 mod tests;
@@ -32,9 +32,7 @@ use crate::isa::{Dot, Isa, dot, isa};
 use crate::panels::{LANES, Panels};
 
 use super::{Grid, Output, part};
-use kernel::{Block, place};
-
-pub(crate) use kernel::{peak, peak_flops};
+pub(crate) use kernel::{Block, Tiles, peak, peak_flops, place};
 pub(crate) use pack::{refresh, widen};
 
 /// Steps of the reduction in one block.
@@ -42,7 +40,7 @@ pub(crate) const STEPS: usize = 32;
 /// Words of one block.
 pub(crate) const WORDS: usize = LANES * LANES;
 /// Rows and columns of what the kernel takes at once.
-pub(super) const SIDE: usize = 2 * LANES;
+pub(crate) const SIDE: usize = 2 * LANES;
 /// Blocks of the reduction before partial sums are stored: two panels of so many fill half of a first-level cache.
 const DEPTH: usize = 18;
 /// Rows of the left operand that one task keeps in the second-level cache.
@@ -211,7 +209,7 @@ pub(super) fn product(
     let few = height <= SIDE && length <= shape.few;
     let size = |blocks: usize| blocks * shape.parts * WORDS;
     Grid::of_height(height, TASKS, m, n, k).run(|rows, columns| {
-        let _tiles = kernel::Tiles::new(level.1);
+        let _tiles = Tiles::new(level.1);
         let strips = if shape.packs_left { rows.len().div_ceil(LANES) } else { 0 };
         scratch(strips * size(if few { length } else { step }), 2 * size(step), |a, b| {
             let mut multiply = |strips: Strips, depth: Range<usize>, from: usize| {

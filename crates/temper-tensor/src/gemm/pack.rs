@@ -197,7 +197,7 @@ pub(super) fn column_strips(x: &[f32], depth: usize, k: usize) -> Buf {
     /// Strips in one task: 48 cache lines of one row.
     const GROUP: usize = 64;
     let count = k.div_ceil(ROWS);
-    let mut strips = Buf::dirty_in(count * depth * ROWS, count * buf::room(depth) * ROWS);
+    let mut strips = Buf::dirty_in(count * depth * ROWS, count * buf::room_of(depth, k) * ROWS);
     let out = Output(strips.as_mut_ptr());
     share(count.div_ceil(GROUP), count * depth * ROWS, |task| {
         let first = task * GROUP;
@@ -222,7 +222,7 @@ pub(super) fn row_strips(x: &[f32], m: usize, k: usize) -> Buf {
     /// Steps that stay in the first-level cache while the rows go by.
     const STEPS: usize = 128;
     let size = |m: usize| m.div_ceil(ROWS) * ROWS * k;
-    let mut strips = Buf::dirty_in(size(m), size(buf::room(m)));
+    let mut strips = Buf::dirty_in(size(m), size(buf::room_of(m, k)));
     let out = Output(strips.as_mut_ptr());
     share(m.div_ceil(ROWS), m * k, |strip| {
         let rows = strip * ROWS..(strip * ROWS + ROWS).min(m);

@@ -1,6 +1,8 @@
 //! Sums in fixed orders.
 #![allow(clippy::inline_always)] // bodies are compiled into each instruction-set level's function
 
+use std::hint::black_box;
+
 use rayon::prelude::*;
 
 use crate::isa::multiversion;
@@ -27,13 +29,22 @@ pub fn lane_sum(x: &[f32]) -> f32 {
 
 /// Sum of 16 lanes by halving.
 #[inline(always)]
-pub fn tree(mut lanes: [f32; LANES]) -> f32 {
-    for width in [8, 4, 2, 1] {
-        for l in 0..width {
-            lanes[l] += lanes[l + width];
-        }
+pub fn tree(lanes: [f32; LANES]) -> f32 {
+    halved(lanes, |a, b| a + b)
+}
+
+/// Lanes brought together by halving.
+#[inline(always)]
+pub(crate) fn halved(lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    // What fills the lanes must not be seen together with the tree: it would be compiled for as few lanes as the tree ends with.
+    let mut lanes = black_box(lanes);
+    for l in 0..8 {
+        lanes[l] = join(lanes[l], lanes[l + 8]);
     }
-    lanes[0]
+    for l in 0..4 {
+        lanes[l] = join(lanes[l], lanes[l + 4]);
+    }
+    join(join(lanes[0], lanes[2]), join(lanes[1], lanes[3]))
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use crate::panels::LANES;
 
 /// Where a product's operands lie; C's rows in floats.
 #[derive(Clone, Copy)]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// Rows of C, at most 32.
     pub rows: usize,
     /// Columns of C, at most 32.
@@ -33,20 +33,20 @@ pub(super) struct Block {
 }
 
 /// This thread's tile registers, configured while it lives where the way needs them.
-pub(super) struct Tiles {
+pub(crate) struct Tiles {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     _amx: Option<amx::Tiles>,
 }
 
 impl Tiles {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    pub(super) fn new(dot: Dot) -> Self {
+    pub(crate) fn new(dot: Dot) -> Self {
         // SAFETY: a level is only ever in use where the processor and the kernel offer it.
         Self { _amx: (dot == Dot::Amx).then(|| unsafe { amx::Tiles::new() }) }
     }
 
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    pub(super) fn new(_dot: Dot) -> Self {
+    pub(crate) fn new(_dot: Dot) -> Self {
         Self {}
     }
 }
@@ -56,7 +56,7 @@ impl Tiles {
 /// # Safety
 /// Strips and panels have `blocks` blocks; C's rows and columns are valid, and written by no one else meanwhile; with
 /// tiles, a [`Tiles`] lives on this thread.
-pub(super) unsafe fn place(level: Level, block: &Block) {
+pub(crate) unsafe fn place(level: Level, block: &Block) {
     let whole = block.columns.is_multiple_of(LANES) && (level.1 != Dot::Amx || block.rows.is_multiple_of(LANES));
     if whole {
         // SAFETY: the caller vouches for the addresses.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::{Level, STEPS, WORDS, blocks};
 use crate::bf16_panels::Bf16Panels;
-use crate::buf::Buf;
+use crate::buf::{self, Buf};
 use crate::gemm::pack::square;
 use crate::gemm::{Output, share};
 use crate::isa::{Dot, Isa, multiversion};
@@ -33,7 +33,7 @@ fn rounded(x: f32) -> u32 {
 
 /// A pair: `even` in the lower half.
 #[inline(always)]
-fn pair(even: f32, odd: f32) -> u32 {
+pub(crate) fn pair(even: f32, odd: f32) -> u32 {
     rounded(even) >> 16 | rounded(odd) & 0xffff_0000
 }
 
@@ -214,7 +214,7 @@ multiversion! {
 }
 
 /// [`strip_body`] by the level's instructions.
-fn strip_of(level: Level, rows: &[f32], width: usize, steps: Range<usize>, out: &mut [u32]) {
+pub(crate) fn strip_of(level: Level, rows: &[f32], width: usize, steps: Range<usize>, out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     if level.1 != Dot::Fma && steps.len().is_multiple_of(STEPS) {
         // SAFETY: where bf16 products have instructions, so has rounding.
@@ -224,7 +224,7 @@ fn strip_of(level: Level, rows: &[f32], width: usize, steps: Range<usize>, out: 
 }
 
 /// [`block_body`] by the level's instructions.
-fn block_of(level: Level, rows: &[f32], width: usize, from: usize, out: &mut [u32]) {
+pub(crate) fn block_of(level: Level, rows: &[f32], width: usize, from: usize, out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     if level.1 != Dot::Fma && rows.len() == STEPS * width && from + LANES <= width {
         // SAFETY: as in `strip_of`.
@@ -267,7 +267,7 @@ pub(in crate::gemm) fn each_strip(
 
 /// Cuts blocks `depth` of columns `columns` of `x [m, n]`, to be reduced over its rows, into panels, `[columns / 16][depth][size]` words,
 /// each made by `block(rows, n, first column, words)` from 32 rows or the last ones.
-pub(in crate::gemm) fn each_block(
+pub(crate) fn each_block(
     (x, n): (&[f32], usize),
     columns: Range<usize>,
     depth: Range<usize>,
@@ -285,7 +285,8 @@ pub(in crate::gemm) fn each_block(
 /// All of the left operand `x [m, k]`: `[m / 16][k / 32][16 rows][16 pairs of columns]`.
 pub(super) fn strips(level: Level, x: &[f32], m: usize, k: usize) -> Buf {
     let size = blocks(k) * WORDS;
-    let mut out = Buf::dirty(m.div_ceil(LANES) * size);
+    let words = |rows: usize| rows.div_ceil(LANES) * size;
+    let mut out = Buf::dirty_in(words(m), words(buf::room_of(m, k)));
     parts(out.words_mut(), size, |i, out| {
         let rows = i * LANES..m.min((i + 1) * LANES);
         each_strip((x, k), rows, 0..blocks(k), (WORDS, out), |rows, k, steps, out| {
@@ -299,7 +300,8 @@ pub(super) fn strips(level: Level, x: &[f32], m: usize, k: usize) -> Buf {
 /// transposed.
 pub(super) fn paired(level: Level, x: &[f32], m: usize, n: usize, left: bool) -> Buf {
     let (panels, length) = (n.div_ceil(LANES), blocks(m));
-    let mut out = Buf::dirty(panels * length * WORDS);
+    let words = |rows: usize| panels * blocks(rows) * WORDS;
+    let mut out = Buf::dirty_in(words(m), words(buf::room_of(m, n)));
     let words = Output(out.as_mut_ptr());
     let groups = panels.div_ceil(GROUP);
     share(groups * length, m * n * 16, |task| {
@@ -322,7 +324,7 @@ pub(super) fn paired(level: Level, x: &[f32], m: usize, n: usize, left: bool) ->
 }
 
 /// Transposes a block, word by word.
-pub(in crate::gemm) fn transpose(isa: Isa, from: &[u32; WORDS], to: &mut [u32; WORDS]) {
+pub(crate) fn transpose(isa: Isa, from: &[u32; WORDS], to: &mut [u32; WORDS]) {
     // SAFETY: both types have four bytes, one alignment, and take every pattern of bits.
     let (from, to) = unsafe { (&*from.as_ptr().cast::<[f32; WORDS]>(), &mut *to.as_mut_ptr().cast::<[f32; WORDS]>()) };
     square(isa, from, to, LANES);

@@ -14,7 +14,7 @@ use crate::gemm::{FETCH_ROWS, Output, share};
 use crate::panels::{LANES, Panels};
 
 /// Most rows for which this is faster than tiles.
-pub(super) const MOST: usize = 4;
+pub(super) const MOST: usize = 2;
 /// Floats between what is used and what is fetched ahead.
 const AHEAD: usize = 512;
 /// Panels of one task.
@@ -69,15 +69,14 @@ pub(super) fn linear(x: &[f32], m: usize, w: &Panels, y: &mut [f32], acc: bool) 
             let values = w.data()[panel * LANES * k..][..LANES * k].as_chunks().0;
             let width = LANES.min(n - panel * LANES);
             let c = |row: usize| out.get().wrapping_add(row * n + panel * LANES);
-            for row in (0..m).step_by(2) {
-                // SAFETY: rows of x and y exist, and this task alone writes these columns of y; tiles are in use, so the processor
-                // has AVX-512.
-                unsafe {
-                    if row + 1 < m {
-                        rows([&x[row * k..][..k], &x[(row + 1) * k..][..k]], values, [c(row), c(row + 1)], width, acc);
-                    } else {
-                        rows([&x[row * k..][..k]], values, [c(row)], width, acc);
-                    }
+            let (x, c) = ([0, 1].map(|row| x.get(row * k..(row + 1) * k)), [0, 1].map(c));
+            // SAFETY: rows of x and y exist, and this task alone writes these columns of y; tiles are in use, so the processor has
+            // AVX-512.
+            unsafe {
+                match x {
+                    [Some(first), Some(second)] => rows([first, second], values, c, width, acc),
+                    [Some(row), None] => rows([row], values, [c[0]], width, acc),
+                    [None, _] => {}
                 }
             }
         }
