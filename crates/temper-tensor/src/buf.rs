@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use crate::head::CHUNK_FLOATS;
 
@@ -185,6 +185,7 @@ impl Block {
     }
 
     fn allocate(cap: usize) -> Self {
+        map_large_blocks();
         let layout = layout(cap);
         // SAFETY: the layout has a non-zero size.
         let raw = unsafe { alloc(layout) };
@@ -221,6 +222,20 @@ fn advise_huge_pages(ptr: *mut u8, bytes: usize) {
 
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_ptr: *mut u8, _bytes: usize) {}
+
+/// Has blocks of a megabyte or more mapped by themselves, so that those given back are the system's again. Left alone, glibc moves the
+/// limit up to the largest block that was ever freed (32 MiB at most), and keeps what lies between others that are in use.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn map_large_blocks() {
+    static ONCE: Once = Once::new();
+    // SAFETY: the call sets a limit of the allocator, and its failure is harmless.
+    ONCE.call_once(|| unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    });
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn map_large_blocks() {}
 
 /// The capacity of the size class that holds `len` floats: powers of two for small ones, whose sizes change with every sequence,
 /// then eight classes to each power of two. What is not used costs address space only.
