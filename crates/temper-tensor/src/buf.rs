@@ -17,6 +17,11 @@ const F32: usize = size_of::<f32>();
 /// How much more than the peak use is kept in all.
 const SLACK: usize = 64 << 20;
 
+/// Bytes from which a block is mapped by itself.
+const MAPPED: usize = 1 << 20;
+/// Bytes of smaller blocks that the allocator may hold after they were given back.
+const MOST_HELD: usize = 16 << 20;
+
 /// Floats of the smallest buffer, 4 KiB.
 const PAGE: usize = 1 << 10;
 /// Floats up to which a buffer is small.
@@ -65,9 +70,11 @@ pub struct PoolStats {
 struct Pool {
     free: BTreeMap<usize, Vec<Block>>,
     stats: PoolStats,
+    /// Bytes of small blocks that the allocator got back and may still hold.
+    held: usize,
 }
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), stats: PoolStats::ZERO });
+static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), stats: PoolStats::ZERO, held: 0 });
 
 /// Rows of the largest micro-batch to come.
 static EXPECTED_ROWS: AtomicUsize = AtomicUsize::new(0);
@@ -223,19 +230,30 @@ fn advise_huge_pages(ptr: *mut u8, bytes: usize) {
 #[cfg(not(target_os = "linux"))]
 fn advise_huge_pages(_ptr: *mut u8, _bytes: usize) {}
 
-/// Has blocks of a megabyte or more mapped by themselves, so that those given back are the system's again. Left alone, glibc moves the
+/// Has blocks of [`MAPPED`] bytes or more mapped by themselves, so that those given back are the system's again. Left alone, glibc moves the
 /// limit up to the largest block that was ever freed (32 MiB at most), and keeps what lies between others that are in use.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn map_large_blocks() {
     static ONCE: Once = Once::new();
     // SAFETY: the call sets a limit of the allocator, and its failure is harmless.
     ONCE.call_once(|| unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED as libc::c_int);
     });
+}
+
+/// Has the allocator return the pages of smaller blocks that were freed. Left alone, it keeps those below any block in use: the pages of
+/// a cache of keys and values, while a step trains.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn return_small_blocks() {
+    // SAFETY: the call takes no memory that is in use.
+    unsafe { libc::malloc_trim(0) };
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn map_large_blocks() {}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn return_small_blocks() {}
 
 /// The capacity of the size class that holds `len` floats: powers of two for small ones, whose sizes change with every sequence,
 /// then eight classes to each power of two. What is not used costs address space only.
@@ -286,15 +304,20 @@ impl Pool {
 
     fn shrink(&mut self, keep_bytes: usize) {
         while self.stats.free_bytes > keep_bytes {
-            let Some(mut largest) = self.free.last_entry() else { return };
+            let Some(mut largest) = self.free.last_entry() else { break };
             match largest.get_mut().pop() {
                 Some(block) => {
                     self.stats.free_bytes -= block.cap * F32;
                     self.stats.touched_bytes -= block.init * F32;
+                    self.held += if block.cap * F32 < MAPPED { block.init * F32 } else { 0 };
                     block.release();
                 }
                 None => drop(largest.remove()),
             }
+        }
+        if self.held > MOST_HELD {
+            self.held = 0;
+            return_small_blocks();
         }
     }
 
