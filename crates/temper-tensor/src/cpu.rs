@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use checks::{count, ids_below, same_shape, shape};
 
-use crate::attention;
+use crate::attention::{self, Bf16, F32};
 use crate::buf::{self, Buf};
 use crate::error::{Error, Result};
 use crate::head::{self, HeadCoef, HeadSpec, HeadTerms, OtherHead};
@@ -16,7 +16,7 @@ use crate::isa::{dot, isa};
 use crate::kernels::dropout::{self, Dropout};
 use crate::kernels::{adamw, elementwise, embed, glu, norm, rope};
 use crate::kv::CacheSlot;
-use crate::ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Storage, Tensor, Unary};
+use crate::ops::{AttnGrads, AttnSaved, AttnShape, Binary, Gate, Ops, Reduce, RopeTable, Tensor, Unary};
 use crate::optim::AdamStep;
 use crate::params::{Grad, ParamValue};
 use crate::segments::Segments;
@@ -34,16 +34,16 @@ impl Cpu {
 }
 
 fn zeros(rows: usize, cols: usize) -> Tensor {
-    Tensor { rows, cols, storage: Storage::Host(Buf::zeros_in(rows * cols, buf::room(rows) * cols)) }
+    Tensor::new(rows, cols, Buf::zeros_in(rows * cols, buf::room(rows) * cols))
 }
 
 /// A tensor that is about to be overwritten whole.
 fn fresh(rows: usize, cols: usize) -> Tensor {
-    Tensor { rows, cols, storage: Storage::Host(Buf::dirty_in(rows * cols, buf::room(rows) * cols)) }
+    Tensor::new(rows, cols, Buf::dirty_in(rows * cols, buf::room(rows) * cols))
 }
 
 fn uploaded(rows: usize, cols: usize, values: &[f32]) -> Tensor {
-    Tensor { rows, cols, storage: Storage::Host(Buf::from_slice(values)) }
+    Tensor::new(rows, cols, Buf::from_slice(values))
 }
 
 /// Values of some rows.
@@ -103,14 +103,14 @@ impl Ops for Cpu {
     fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor> {
         same_shape("linear", "x", x, (x.rows, w.k()))?;
         let mut y = fresh(x.rows, w.n());
-        w.linear(x.host(), x.rows, y.host_mut(), false);
+        w.linear(x.operand(), x.rows, y.host_mut(), false);
         Ok(y)
     }
 
     fn linear_onto(&self, mut base: Tensor, x: &Tensor, w: &Weight) -> Result<Tensor> {
         same_shape("linear_onto", "x", x, (x.rows, w.k()))?;
         same_shape("linear_onto", "base", &base, (x.rows, w.n()))?;
-        w.linear(x.host(), x.rows, base.host_mut(), true);
+        w.linear(x.operand(), x.rows, base.host_mut(), true);
         Ok(base)
     }
 
@@ -119,7 +119,7 @@ impl Ops for Cpu {
         let add = acc.is_some();
         let mut dx = acc.unwrap_or_else(|| fresh(dy.rows, w.k()));
         same_shape("linear_dx", "acc", &dx, (dy.rows, w.k()))?;
-        w.linear_dx(dy.host(), dy.rows, dx.host_mut(), add)?;
+        w.linear_dx(dy.operand(), dy.rows, dx.host_mut(), add)?;
         Ok(dx)
     }
 
@@ -171,7 +171,8 @@ impl Ops for Cpu {
         checks::attention("attention", q, k, v, shape)?;
         same_shape("attention", "q", q, (s.rows(), q.cols))?;
         let (mut out, mut lse) = (fresh(q.rows, q.cols), fresh(q.rows, shape.heads));
-        attention::forward(q.host(), k.host(), v.host(), s, shape, out.host_mut(), lse.host_mut());
+        let forward = if shape.bf16 { attention::forward::<Bf16> } else { attention::forward::<F32> };
+        forward(q.host(), k.host(), v.host(), s, shape, out.host_mut(), lse.host_mut());
         Ok((out, lse))
     }
 
@@ -185,7 +186,8 @@ impl Ops for Cpu {
         let saved =
             attention::Saved { q: q.host(), k: k.host(), v: v.host(), out: out.host(), lse: lse.host(), dy: dy.host() };
         let (dq, dk, dv) = (grads.q.host_mut(), grads.k.host_mut(), grads.v.host_mut());
-        attention::backward(&saved, s, shape, dq, dk, dv);
+        let backward = if shape.bf16 { attention::backward::<Bf16> } else { attention::backward::<F32> };
+        backward(&saved, s, shape, dq, dk, dv);
         Ok(grads)
     }
 
@@ -201,7 +203,8 @@ impl Ops for Cpu {
         checks::attention("cached_attention", q, k, v, shape)?;
         checks::slots(slots, q.rows, layer, shape)?;
         let mut out = fresh(q.rows, q.cols);
-        attention::cached(q.host(), k.host(), v.host(), slots, layer, shape, out.host_mut());
+        let cached = if shape.bf16 { attention::cached::<Bf16> } else { attention::cached::<F32> };
+        cached(q.host(), k.host(), v.host(), slots, layer, shape, out.host_mut());
         Ok(out)
     }
 

@@ -152,7 +152,7 @@ pub fn head_backward(
                 }
             }
         });
-        w.linear_dx(logits, rows.len(), &mut d_hidden[rows.start * c..rows.end * c], false)?;
+        w.linear_dx(&*logits, rows.len(), &mut d_hidden[rows.start * c..rows.end * c], false)?;
         if let Some(dw) = dw.as_deref_mut() {
             w.linear_dw(logits, &hidden[rows.start * c..rows.end * c], rows.len(), dw)?;
         }

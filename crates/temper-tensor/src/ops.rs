@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::buf::Buf;
 use crate::error::{Error, Result};
+use crate::gemm::bf16::Rows;
 use crate::head::{HeadCoef, HeadSpec, HeadTerms};
 use crate::kernels::dropout::Dropout;
 use crate::kv::CacheSlot;
@@ -25,10 +27,22 @@ pub enum Storage {
 pub struct Tensor {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    pub(crate) storage: Storage,
+    storage: Storage,
+    /// Names the values; a write gives them another name.
+    name: u64,
+}
+
+/// A name that nothing had before.
+fn new_name() -> u64 {
+    static NAMES: AtomicU64 = AtomicU64::new(0);
+    NAMES.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Tensor {
+    pub(crate) fn new(rows: usize, cols: usize, values: Buf) -> Self {
+        Self { rows, cols, storage: Storage::Host(values), name: new_name() }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -51,9 +65,15 @@ impl Tensor {
     }
 
     pub(crate) fn host_mut(&mut self) -> &mut [f32] {
+        self.name = new_name();
         match &mut self.storage {
             Storage::Host(b) => b,
         }
+    }
+
+    /// The values as an operand of products.
+    pub(crate) fn operand(&self) -> Rows<'_> {
+        Rows { values: self.host(), name: Some(self.name) }
     }
 
     /// The same values read as another shape.

@@ -2,7 +2,8 @@
 
 use crate::bf16_panels::Bf16Panels;
 use crate::error::{Error, Result};
-use crate::gemm::{self, bf16, quant};
+use crate::gemm::bf16::{self, Rows};
+use crate::gemm::{self, quant};
 use crate::panels::Panels;
 use crate::quant_panels::QuantPanels;
 
@@ -146,11 +147,12 @@ impl Weight {
     }
 
     /// `y = x w^T` (`y +=` when `acc`): `x [m, k]`, `y [m, n]`, row-major.
-    pub(crate) fn linear(&self, x: &[f32], m: usize, y: &mut [f32], acc: bool) {
+    pub(crate) fn linear<'x>(&self, x: impl Into<Rows<'x>>, m: usize, y: &mut [f32], acc: bool) {
+        let x = x.into();
         match self {
-            Self::F32(p) => gemm::linear(x, m, p, y, acc),
+            Self::F32(p) => gemm::linear(x.values, m, p, y, acc),
             Self::Bf16(w) => bf16::linear(x, m, &w.rounded, y, acc),
-            Self::Quantised(w) => quant::linear(x, m, w, y, acc),
+            Self::Quantised(w) => quant::linear(x.values, m, w, y, acc),
         }
     }
 
@@ -158,9 +160,10 @@ impl Weight {
     ///
     /// # Errors
     /// A matrix in quantised blocks.
-    pub(crate) fn linear_dx(&self, dy: &[f32], m: usize, dx: &mut [f32], acc: bool) -> Result<()> {
+    pub(crate) fn linear_dx<'x>(&self, dy: impl Into<Rows<'x>>, m: usize, dx: &mut [f32], acc: bool) -> Result<()> {
+        let dy = dy.into();
         match self {
-            Self::F32(p) => gemm::linear_dx(dy, m, p, dx, acc),
+            Self::F32(p) => gemm::linear_dx(dy.values, m, p, dx, acc),
             Self::Bf16(w) => bf16::linear_dx(dy, m, &w.rounded, dx, acc),
             Self::Quantised(_) => return Err(Error::Quantised { op: "linear_dx" }),
         }
@@ -171,9 +174,10 @@ impl Weight {
     ///
     /// # Errors
     /// A matrix in quantised blocks.
-    pub(crate) fn linear_dw(&self, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) -> Result<()> {
+    pub(crate) fn linear_dw<'x>(&self, dy: &[f32], x: impl Into<Rows<'x>>, m: usize, dw: &mut Panels) -> Result<()> {
+        let x = x.into();
         match self {
-            Self::F32(_) => gemm::linear_dw(dy, x, m, dw),
+            Self::F32(_) => gemm::linear_dw(dy, x.values, m, dw),
             Self::Bf16(_) => bf16::linear_dw(dy, x, m, dw),
             Self::Quantised(_) => return Err(Error::Quantised { op: "linear_dw" }),
         }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::attention::gather::{Columns, zeros};
 use crate::attention::rows::{dot, scaled, score_gradients};
-use crate::attention::{BLOCK, Bf16, F32, Group, Products, Queries, Shared, wide};
+use crate::attention::{BLOCK, Group, Products, Queries, Shared, wide};
 use crate::buf::Buf;
 use crate::ops::AttnShape;
 use crate::segments::Segments;
@@ -38,19 +38,7 @@ struct Piece {
 ///
 /// Accumulation order: pieces in the order of segments and of query rows within them; the sums of a whole piece are
 /// added to the rows of its chain, root first, so children reach their parents in order.
-pub(crate) fn backward(
-    saved: &Saved,
-    segments: &Segments,
-    shape: &AttnShape,
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-) {
-    let by = if shape.bf16 { backward_by::<Bf16> } else { backward_by::<F32> };
-    by(saved, segments, shape, dq, dk, dv);
-}
-
-fn backward_by<P: Products>(
+pub(crate) fn backward<P: Products>(
     saved: &Saved,
     segments: &Segments,
     shape: &AttnShape,

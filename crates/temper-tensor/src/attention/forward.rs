@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::attention::gather::{Columns, Gathered};
 use crate::attention::rows::{online_softmax, scale_in_place, scaled};
-use crate::attention::{BLOCK, Bf16, F32, Group, Products, Queries, Shared, wide};
+use crate::attention::{BLOCK, Group, Products, Queries, Shared, wide};
 use crate::buf::Buf;
 use crate::kv::CacheSlot;
 use crate::ops::AttnShape;
@@ -51,20 +51,7 @@ struct Io<'t> {
 }
 
 /// Training: q `[N, H * D]`, k and v `[N, kv_heads * D]`, out `[N, H * D]`, lse `[N, H]`.
-pub(crate) fn forward(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &Segments,
-    shape: &AttnShape,
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
-    let by = if shape.bf16 { forward_by::<Bf16> } else { forward_by::<F32> };
-    by(q, k, v, segments, shape, out, lse);
-}
-
-fn forward_by<P: Products>(
+pub(crate) fn forward<P: Products>(
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -92,20 +79,7 @@ fn forward_by<P: Products>(
 }
 
 /// Sampling: appends k and v to the slots' caches, then attends over their pages.
-pub(crate) fn cached(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    slots: &mut [CacheSlot],
-    layer: usize,
-    shape: &AttnShape,
-    out: &mut [f32],
-) {
-    let by = if shape.bf16 { cached_by::<Bf16> } else { cached_by::<F32> };
-    by(q, k, v, slots, layer, shape, out);
-}
-
-fn cached_by<P: Products>(
+pub(crate) fn cached<P: Products>(
     q: &[f32],
     k: &[f32],
     v: &[f32],

@@ -41,13 +41,14 @@ pub(super) fn attention(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor, s:
 
 /// The slots must lie inside the rows without overlap, and their caches fit the shape.
 pub(super) fn slots(slots: &[CacheSlot], rows: usize, layer: usize, s: &AttnShape) -> Result<()> {
+    let bits = |bf16| if bf16 { 16 } else { 32 };
     let mut next = 0;
     for slot in slots {
         let cache = &slot.cache;
         let fits = [
             ("kv_heads", cache.kv_heads(), s.kv_heads),
             ("head_dim", cache.head_dim(), s.head_dim),
-            ("values in bf16 (0 or 1)", usize::from(cache.bf16()), usize::from(s.bf16)),
+            ("bits of a value", bits(cache.bf16()), bits(s.bf16)),
             ("first row of a slot", slot.rows.start, next),
         ];
         for (what, got, expected) in fits {

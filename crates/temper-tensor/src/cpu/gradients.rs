@@ -101,7 +101,8 @@ pub(super) fn linear(dy: &Tensor, x: &Tensor, w: &Weight, rows: &[Range<usize>],
     same_shape("linear_dw", "x", x, (dy.rows, w.k()))?;
     inside("linear_dw", rows, dy.rows)?;
     for r in rows {
-        w.linear_dw(part(dy, r), part(x, r), r.len(), dw)?;
+        let of_x = if r.len() == x.rows { x.operand() } else { part(x, r).into() };
+        w.linear_dw(part(dy, r), of_x, r.len(), dw)?;
     }
     Ok(())
 }

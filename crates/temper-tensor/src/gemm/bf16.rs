@@ -17,6 +17,7 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod kernel;
+mod latest;
 pub(crate) mod pack;
 
 #[cfg(test)]
@@ -33,6 +34,8 @@ use crate::panels::{LANES, Panels};
 
 use super::{Grid, Output, part};
 pub(crate) use kernel::{Block, Tiles, peak, peak_flops, place};
+pub use latest::Rows;
+use latest::{Kind, packed as latest};
 pub(crate) use pack::{refresh, widen};
 
 /// Steps of the reduction in one block.
@@ -46,9 +49,10 @@ const DEPTH: usize = 18;
 /// Rows of the left operand that one task keeps in the second-level cache.
 const HEIGHT: usize = 512;
 
-/// Least tasks a thread, and most columns of one in tiles: where tasks pack their rows themselves (f32), that takes as long as multiplying them by
-/// 64 columns.
-const TASKS: (usize, usize) = (2, 24);
+/// Least tasks a thread.
+pub(super) const LEAST: usize = 2;
+/// Most columns of a task, in tiles: where tasks pack their rows themselves (f32), that takes as long as multiplying them by 64 columns.
+const MOST: usize = 24;
 
 /// The levels that a product runs at.
 pub(crate) type Level = (Isa, Dot);
@@ -63,39 +67,46 @@ pub(crate) fn blocks(depth: usize) -> usize {
 }
 
 /// `y = x w^T` (`y +=` when `acc`): `x [m, k]`, `w [n, k]`, `y [m, n]`, row-major.
-pub fn linear(x: &[f32], m: usize, w: &Bf16Panels, y: &mut [f32], acc: bool) {
+pub fn linear<'x>(x: impl Into<Rows<'x>>, m: usize, w: &Bf16Panels, y: &mut [f32], acc: bool) {
     linear_at(level(), x, m, w, y, acc);
 }
 
-fn linear_at(level: Level, x: &[f32], m: usize, w: &Bf16Panels, y: &mut [f32], acc: bool) {
-    let (n, k) = (w.n(), w.k());
-    assert_eq!((x.len(), y.len()), (m * k, m * n), "x is [{m}, {k}] and y is [{m}, {n}]");
+fn linear_at<'x>(level: Level, x: impl Into<Rows<'x>>, m: usize, w: &Bf16Panels, y: &mut [f32], acc: bool) {
+    let (x, n, k) = (x.into(), w.n(), w.k());
+    assert_eq!((x.values.len(), y.len()), (m * k, m * n), "x is [{m}, {k}] and y is [{m}, {n}]");
     if !acc && k == 0 {
         y.fill(0.0);
     }
     let shape = Shape::of_height(HEIGHT);
-    let strips = pack::strips(level, x, m, k);
     let right = in_place(w.words(), blocks(k));
-    product(level, &shape, (m, n, k), whole(&strips, k), right, &Out::rows(y, n, acc));
+    strips(level, x, m, k, |strips| {
+        product(level, &shape, (m, n, k), whole(strips, k), right, &Out::rows(y, n, acc));
+    });
 }
 
 /// `dx = dy w` (`dx +=` when `acc`): `dy [m, n]`, `w [n, k]`, `dx [m, k]`, row-major.
-pub fn linear_dx(dy: &[f32], m: usize, w: &Bf16Panels, dx: &mut [f32], acc: bool) {
+pub fn linear_dx<'x>(dy: impl Into<Rows<'x>>, m: usize, w: &Bf16Panels, dx: &mut [f32], acc: bool) {
     linear_dx_at(level(), dy, m, w, dx, acc);
 }
 
-fn linear_dx_at(level: Level, dy: &[f32], m: usize, w: &Bf16Panels, dx: &mut [f32], acc: bool) {
-    let (n, k) = (w.n(), w.k());
-    assert_eq!((dy.len(), dx.len()), (m * n, m * k), "dy is [{m}, {n}] and dx is [{m}, {k}]");
+fn linear_dx_at<'x>(level: Level, dy: impl Into<Rows<'x>>, m: usize, w: &Bf16Panels, dx: &mut [f32], acc: bool) {
+    let (dy, n, k) = (dy.into(), w.n(), w.k());
+    assert_eq!((dy.values.len(), dx.len()), (m * n, m * k), "dy is [{m}, {n}] and dx is [{m}, {k}]");
     if !acc && n == 0 {
         dx.fill(0.0);
     }
     // Panels are transposed once a task, so tasks are as high as there are columns to share.
     let high = k.div_ceil(SIDE) >= 2 * rayon::current_num_threads();
     let shape = Shape::of_height(if high { 2 * HEIGHT } else { HEIGHT });
-    let strips = pack::strips(level, dy, m, n);
     let right = packed(1, |panel, depth, out| pack::transposed(level.0, w, depth, panel, out));
-    product(level, &shape, (m, k, n), whole(&strips, n), right, &Out::rows(dx, k, acc));
+    strips(level, dy, m, n, |strips| {
+        product(level, &shape, (m, k, n), whole(strips, n), right, &Out::rows(dx, k, acc));
+    });
+}
+
+/// Calls `with` with the left operand `x [m, k]` in strips.
+fn strips(level: Level, x: Rows, m: usize, k: usize, with: impl FnOnce(&[u32])) {
+    latest(Kind::Strips, x, (m, k), |x| pack::strips(level, x, m, k), with);
 }
 
 /// How a product is cut.
@@ -110,12 +121,14 @@ pub(super) struct Shape {
     pub(super) few: usize,
     /// Whether tasks pack the left operand themselves.
     pub(super) packs_left: bool,
+    /// Least tasks a thread, if columns can be cut so far.
+    pub(super) least: usize,
 }
 
 impl Shape {
     /// Of products in bf16, whose left operand is packed before.
     fn of_height(height: usize) -> Self {
-        Self { parts: 1, depth: DEPTH, height, few: usize::MAX, packs_left: false }
+        Self { parts: 1, depth: DEPTH, height, few: usize::MAX, packs_left: false, least: LEAST }
     }
 }
 
@@ -161,12 +174,9 @@ pub(super) fn packed(
 }
 
 /// A left operand that is packed already, all blocks of its reduction of length `depth`.
-fn whole(strips: &Buf, depth: usize) -> impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> Strips + Sync + Send {
+fn whole(strips: &[u32], depth: usize) -> impl Fn(Range<usize>, Range<usize>, &mut [u32]) -> Strips + Sync + Send {
     let apart = blocks(depth) * WORDS;
-    move |rows, depth, _| Strips {
-        first: strips.words()[rows.start / LANES * apart + depth.start * WORDS..].as_ptr(),
-        apart,
-    }
+    move |rows, depth, _| Strips { first: strips[rows.start / LANES * apart + depth.start * WORDS..].as_ptr(), apart }
 }
 
 /// A right operand whose panels, of `length` blocks each, lie ready.
@@ -208,7 +218,7 @@ pub(super) fn product(
     // Rows that are multiplied at once need nothing again, so that weights can come from memory in their order.
     let few = height <= SIDE && length <= shape.few;
     let size = |blocks: usize| blocks * shape.parts * WORDS;
-    Grid::of_height(height, TASKS, m, n, k).run(|rows, columns| {
+    Grid::of_height(height, (shape.least, MOST), m, n, k).run(|rows, columns| {
         let _tiles = Tiles::new(level.1);
         let strips = if shape.packs_left { rows.len().div_ceil(LANES) } else { 0 };
         scratch(strips * size(if few { length } else { step }), 2 * size(step), |a, b| {
@@ -259,15 +269,23 @@ fn scratch(first: usize, second: usize, run: impl FnOnce(&mut [u32], &mut [u32])
 }
 
 /// `dw += dy^T x`: `dy [m, n]`, `x [m, k]`, row-major, `dw [n, k]` in f32.
-pub fn linear_dw(dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
+pub fn linear_dw<'x>(dy: &[f32], x: impl Into<Rows<'x>>, m: usize, dw: &mut Panels) {
     linear_dw_at(level(), dy, x, m, dw);
 }
 
 /// The tile's rows are columns of x, its lanes a panel of dw.
-fn linear_dw_at(level: Level, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
-    let (n, k) = (dw.n(), dw.k());
-    assert_eq!((dy.len(), x.len()), (m * n, m * k), "dy is [{m}, {n}] and x is [{m}, {k}]");
-    let (strips, panels) = (pack::paired(level, x, m, k, true), pack::paired(level, dy, m, n, false));
+fn linear_dw_at<'x>(level: Level, dy: &[f32], x: impl Into<Rows<'x>>, m: usize, dw: &mut Panels) {
+    let (x, n, k) = (x.into(), dw.n(), dw.k());
+    assert_eq!((dy.len(), x.values.len()), (m * n, m * k), "dy is [{m}, {n}] and x is [{m}, {k}]");
+    let panels = pack::paired(level, dy, m, n, false);
     let right = in_place(panels.words(), blocks(m));
-    product(level, &Shape::of_height(HEIGHT), (k, n, m), whole(&strips, m), right, &Out::panels(dw));
+    latest(
+        Kind::Turned,
+        x,
+        (m, k),
+        |x| pack::paired(level, x, m, k, true),
+        |strips| {
+            product(level, &Shape::of_height(HEIGHT), (k, n, m), whole(strips, m), right, &Out::panels(dw));
+        },
+    );
 }

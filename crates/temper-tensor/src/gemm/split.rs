@@ -17,7 +17,7 @@ mod pack;
 
 use std::ops::Range;
 
-use super::bf16::{Level, Out, SIDE, Shape, Strips, WORDS, blocks, packed, product};
+use super::bf16::{LEAST, Level, Out, SIDE, Shape, Strips, WORDS, blocks, packed, product};
 use crate::isa::{Dot, Isa};
 use crate::panels::{LANES, Panels};
 
@@ -44,7 +44,7 @@ fn shape(m: usize, length: usize) -> Shape {
     let length = blocks(length);
     let depth = if m <= SIDE && length <= FEW { DEPTH_OF_FEW } else { DEPTH };
     let height = HEIGHT * DEPTH / length.clamp(1, DEPTH);
-    Shape { parts: PARTS, depth, height, few: FEW, packs_left: true }
+    Shape { parts: PARTS, depth, height, few: FEW, packs_left: true, least: LEAST }
 }
 
 /// `y = x w^T` (`y +=` when `acc`).
@@ -83,5 +83,7 @@ pub(super) fn linear_dw(dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
     let right = packed(PARTS, |panel, depth, out| {
         pack::columns((dy, n), panel * LANES..n.min((panel + 1) * LANES), depth, out);
     });
-    product(LEVEL, &shape(k, m), (k, n, m), left, right, &Out::panels(dw));
+    // Every task packs the whole length of its rows, which is long.
+    let shape = Shape { least: 1, ..shape(k, m) };
+    product(LEVEL, &shape, (k, n, m), left, right, &Out::panels(dw));
 }

@@ -196,6 +196,9 @@ mod avx512 {
         let odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
         let lines = first.as_chunks::<LANES>().0.iter().zip(second.as_chunks::<LANES>().0);
         for ((a, b), to) in lines.zip(out.as_chunks_mut::<{ 2 * LANES }>().0) {
+            for line in [a, b] {
+                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(WORDS).cast());
+            }
             // SAFETY: lines have 64 bytes, and two fit `to`.
             unsafe {
                 let (a, b) = (_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().cast()));

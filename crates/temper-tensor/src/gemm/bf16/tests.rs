@@ -82,16 +82,16 @@ fn products_follow_the_instructions() {
                 let (panels, old_y, old_dx) = (weights(&w, n, k), random(m * n, 4), random(m * k, 5));
                 let wt = transposed(&w, n, k);
                 let mut y = vec![f32::NAN; m * n];
-                linear_at(level, &x, m, &panels, &mut y, false);
+                linear_at(level, &x[..], m, &panels, &mut y, false);
                 check(level, "y", &y, (&x, m), (&w, n), k, &vec![0.0; m * n]);
                 y.copy_from_slice(&old_y);
-                linear_at(level, &x, m, &panels, &mut y, true);
+                linear_at(level, &x[..], m, &panels, &mut y, true);
                 check(level, "y +", &y, (&x, m), (&w, n), k, &old_y);
                 let mut dx = vec![f32::NAN; m * k];
-                linear_dx_at(level, &dy, m, &panels, &mut dx, false);
+                linear_dx_at(level, &dy[..], m, &panels, &mut dx, false);
                 check(level, "dx", &dx, (&dy, m), (&wt, k), n, &vec![0.0; m * k]);
                 dx.copy_from_slice(&old_dx);
-                linear_dx_at(level, &dy, m, &panels, &mut dx, true);
+                linear_dx_at(level, &dy[..], m, &panels, &mut dx, true);
                 check(level, "dx +", &dx, (&dy, m), (&wt, k), n, &old_dx);
             }
         }
@@ -105,7 +105,7 @@ fn weight_gradients_follow_the_instructions_and_keep_padding_zero() {
             for m in [1, 2, 32, 65, 300] {
                 let (x, dy, old) = (random(m * k, 1), random(m * n, 2), random(n * k, 3));
                 let mut dw = Panels::from_rows(&old, n, k);
-                linear_dw_at(level, &dy, &x, m, &mut dw);
+                linear_dw_at(level, &dy, &x[..], m, &mut dw);
                 let (dyt, xt) = (transposed(&dy, m, n), transposed(&x, m, k));
                 check(level, "dw", &dw.to_rows(), (&dyt, n), (&xt, k), m, &old);
                 let nonzero = dw.data().iter().filter(|v| **v != 0.0).count();
@@ -123,8 +123,8 @@ fn rows_do_not_depend_on_their_batch() {
         for (n, k) in SHAPES.into_iter().chain([(960, 576), (576, 1536)]) {
             let (x, dy, w) = (random(most * k, 5), random(most * n, 6), weights(&random(n * k, 7), n, k));
             let (mut y, mut dx) = (vec![0.0; most * n], vec![0.0; most * k]);
-            linear_at(level, &x, most, &w, &mut y, false);
-            linear_dx_at(level, &dy, most, &w, &mut dx, false);
+            linear_at(level, &x[..], most, &w, &mut y, false);
+            linear_dx_at(level, &dy[..], most, &w, &mut dx, false);
             for (at, m) in
                 [(0, 1), (69, 1), (3, 2), (1, 5), (5, 8), (7, 12), (0, 16), (5, 17), (2, 32), (1, 33), (6, 64)]
             {
@@ -143,8 +143,8 @@ fn blocks_of_rows_do_not_change_bits() {
     let (m, n, k) = (HEIGHT * 2 + 7, 70, 90);
     let (x, dy, w) = (random(m * k, 1), random(m * n, 2), weights(&random(n * k, 3), n, k));
     let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
-    linear(&x, m, &w, &mut y, false);
-    linear_dx(&dy, m, &w, &mut dx, false);
+    linear(&x[..], m, &w, &mut y, false);
+    linear_dx(&dy[..], m, &w, &mut dx, false);
     for r in [0, HEIGHT - 1, HEIGHT, HEIGHT + 1, m - 1] {
         let (mut y1, mut dx1) = (vec![0.0; n], vec![0.0; k]);
         linear(&x[r * k..(r + 1) * k], 1, &w, &mut y1, false);
@@ -160,7 +160,7 @@ fn weight_gradients_of_parts_of_whole_blocks_add_up_to_the_same_bits() {
         for (n, k) in [(1, 1), (1, 576), (16, 33), (40, 50), (128, 128), (8, 1536)] {
             let (dy, x) = (random(m * n, 7), random(m * k, 8));
             let mut whole = Panels::zeros(n, k);
-            linear_dw_at(level, &dy, &x, m, &mut whole);
+            linear_dw_at(level, &dy, &x[..], m, &mut whole);
             for cut in [32, 256, 672] {
                 let mut parts = Panels::zeros(n, k);
                 linear_dw_at(level, &dy[..cut * n], &x[..cut * k], cut, &mut parts);
@@ -179,9 +179,9 @@ fn threads_do_not_change_bits() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
             pool.install(|| {
                 let (mut y, mut dx, mut dw) = (vec![0.0; m * n], vec![0.0; m * k], Panels::zeros(n, k));
-                linear(&x, m, &w, &mut y, false);
-                linear_dx(&dy, m, &w, &mut dx, false);
-                linear_dw(&dy, &x, m, &mut dw);
+                linear(&x[..], m, &w, &mut y, false);
+                linear_dx(&dy[..], m, &w, &mut dx, false);
+                linear_dw(&dy, &x[..], m, &mut dw);
                 (y, dx, dw.to_rows())
             })
         };
@@ -195,9 +195,9 @@ fn empty_operands_are_fine() {
     for (m, n, k) in [(0, 3, 4), (2, 0, 4), (2, 3, 0)] {
         let (w, mut dw) = (weights(&vec![1.0; n * k], n, k), Panels::zeros(n, k));
         let (mut y, mut dx) = (vec![1.0; m * n], vec![1.0; m * k]);
-        linear(&vec![1.0; m * k], m, &w, &mut y, false);
-        linear_dx(&vec![1.0; m * n], m, &w, &mut dx, false);
-        linear_dw(&vec![1.0; m * n], &vec![1.0; m * k], m, &mut dw);
+        linear(&vec![1.0; m * k][..], m, &w, &mut y, false);
+        linear_dx(&vec![1.0; m * n][..], m, &w, &mut dx, false);
+        linear_dw(&vec![1.0; m * n], &vec![1.0; m * k][..], m, &mut dw);
         assert!(y.iter().chain(&dx).all(|v| *v == 0.0));
     }
 }
