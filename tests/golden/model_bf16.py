@@ -1,18 +1,22 @@
-"""How far PyTorch's bf16 is from f64, per tensor, on the models of model.py, for crates/temper-model/tests/golden.rs.
+"""How far PyTorch's bf16 is from f64, per tensor, on the models of model.py and the adapters of adapter.py, for
+crates/temper-model/tests/golden.rs and adapter.rs.
 
-Run by hand, after model.py, with torch 2.13.0 and transformers 5.23.0:  python tests/golden/model_bf16.py
+Run by hand, after these, with torch 2.13.0, transformers 5.23.0 and peft 0.21.2:  python tests/golden/model_bf16.py
 Writes tests/golden/model/*/bf16.safetensors, sequences with their logits and gradients in f64, enough of them that an error is not that
-of a few tokens; and tests/golden/model/bf16.json, relative L2 errors of the logits and of each parameter's gradient.
+of a few tokens, and tests/golden/adapter/*/bf16.safetensors, logits and gradients of the adapters on the same sequences; and
+tests/golden/model/bf16.json, relative L2 errors of the logits and of each parameter's gradient. PEFT keeps adapters of a bf16 model in f32.
 """
 
 import json
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent / "model"
+ADAPTERS = Path(__file__).parent / "adapter"
 VOCAB = 97
 LENGTHS = (40, 9, 13, 27) * 12
 SHOWN = 3  # sequences whose logits are compared
@@ -26,9 +30,12 @@ def sequences(seed):
         yield torch.randint(0, VOCAB, (length,)), weight
 
 
-def results(name, rows, **how):
-    """Logits of the first sequences, and gradients."""
+def results(name, rows, adapter, **how):
+    """Logits of the first sequences, and gradients of what is trained."""
     model = AutoModelForCausalLM.from_pretrained(HERE / name, **how)
+    if adapter:
+        model = PeftModel.from_pretrained(model, ADAPTERS / adapter, is_trainable=True)
+        model = model.double() if how["dtype"] == torch.float64 else model
     logits, total = [], 0.0
     for ids, weight in rows:
         out = model(ids[None]).logits[0]
@@ -37,23 +44,28 @@ def results(name, rows, **how):
         logp = torch.log_softmax(out[:-1], -1)[torch.arange(len(ids) - 1), ids[1:]]
         total = total - (weight[1:].to(logp.dtype) * logp).sum()
     total.backward()
-    return {"logits": torch.cat(logits[:SHOWN])} | {n: p.grad for n, p in model.named_parameters()}
+    return {"logits": torch.cat(logits[:SHOWN])} | {
+        n.replace(".default", ""): p.grad for n, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def relative(got, want):
     return ((got.double() - want).norm() / want.norm()).item()
 
 
-def errors(name, seed):
+def errors(name, seed, adapter=None):
     rows = list(sequences(seed))
-    want = results(name, rows, dtype=torch.float64, attn_implementation="eager")
-    got = results(name, rows, dtype=torch.bfloat16, attn_implementation="sdpa")
-    arrays = {f"ids.{i}": ids.float() for i, (ids, _) in enumerate(rows)}
-    arrays |= {f"weight.{i}": weight for i, (_, weight) in enumerate(rows)}
-    save_file(arrays | {n: x.float().contiguous() for n, x in want.items()}, HERE / name / "bf16.safetensors")
+    want = results(name, rows, adapter, dtype=torch.float64, attn_implementation="eager")
+    got = results(name, rows, adapter, dtype=torch.bfloat16, attn_implementation="sdpa")
+    arrays = {n: x.float().contiguous() for n, x in want.items()}
+    if not adapter:
+        arrays |= {f"ids.{i}": ids.float() for i, (ids, _) in enumerate(rows)}
+        arrays |= {f"weight.{i}": weight for i, (_, weight) in enumerate(rows)}
+    save_file(arrays, (ADAPTERS / adapter if adapter else HERE / name) / "bf16.safetensors")
     return {n: relative(got[n], x) for n, x in want.items()}
 
 
 found = {name: errors(name, seed) for name, seed in (("llama", 12), ("mistral", 22), ("short", 32))}
+found |= {adapter: errors(name, seed, adapter) for adapter, name, seed in (("plain", "llama", 12), ("rslora", "short", 32))}
 (HERE / "bf16.json").write_text(json.dumps(found, indent=1) + "\n")
 print({name: (max(e.values()), min(e.values())) for name, e in found.items()})

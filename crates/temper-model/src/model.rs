@@ -19,7 +19,7 @@ pub struct Model {
     norm: ParamId,
     head: ParamId,
     rope: Arc<RopeTable>,
-    shape: AttnShape,
+    pub(crate) shape: AttnShape,
     pub(crate) adapter: Option<Adapter>,
 }
 

@@ -2,22 +2,18 @@
 
 mod common;
 
-use common::{golden_dir, gradients, ids, relative, small, values};
+use common::{
+    Sequences, adapter_dir, golden_dir, gradients, ids, logits, no_further_than_pytorch, relative, small, values,
+};
 use std::path::PathBuf;
-use std::sync::Arc;
 use temper_format::{ArraySource, SafetensorsFile};
 use temper_model::{Attend, Batch, Engine, Lora, Model, Request, Sampling, ScoredSequence, adapter_base, is_adapter};
-use temper_tensor::{Cpu, Dropout, GradSink, Grads, HeadSpec, Hooks, Ops, Segments, Tape};
-
-fn adapter_dir(name: &str) -> PathBuf {
-    golden_dir(".").join("../adapter").join(name)
-}
+use temper_tensor::{Cpu, Dropout, GradSink, Grads, HeadSpec, Hooks, Ops, Tape};
 
 struct Golden {
     model: Model,
     file: SafetensorsFile,
-    ids: Vec<Vec<u32>>,
-    weights: Vec<Vec<f64>>,
+    sequences: Sequences,
 }
 
 /// The base model with PEFT's adapter on it.
@@ -28,34 +24,16 @@ fn golden(base: &str, name: &str) -> Golden {
     assert_eq!(adapter_base(&dir).unwrap().unwrap(), format!("../../model/{base}"));
     model.load_adapter(&dir).unwrap();
     let file = SafetensorsFile::open(dir.join("golden.safetensors")).unwrap();
-    let read = |key: &str, i: usize| file.read_f32(&format!("{key}.{i}")).unwrap();
-    let ids = (0..3).map(|i| read("ids", i).into_iter().map(|x| x as u32).collect()).collect();
-    let weights = (0..3).map(|i| read("weight", i).into_iter().map(f64::from).collect()).collect();
-    Golden { model, file, ids, weights }
-}
-
-fn logits(model: &Model, ids: &[Vec<u32>]) -> Vec<f32> {
-    let ops = Cpu::new();
-    let segments = Arc::new(Segments::sequences(&ids.iter().map(Vec::len).collect::<Vec<_>>()).unwrap());
-    let tape = Tape::new(&ops, &model.params, false);
-    let hidden = model.hidden(&tape, &ids.concat(), Attend::Segments(&segments), false).unwrap();
-    let w = model.params.matrix("head", model.head()).unwrap();
-    ops.to_host(&ops.head_logits(hidden.tensor(), w).unwrap()).unwrap()
-}
-
-fn batch(g: &Golden) -> (Batch, Vec<f64>) {
-    let sequences: Vec<ScoredSequence> =
-        g.ids.iter().zip(&g.weights).map(|(ids, scored)| ScoredSequence { ids, scored }).collect();
-    Batch::sequences(&sequences).unwrap()
+    Golden { model, sequences: Sequences::read(&file), file }
 }
 
 fn check(base: &str, name: &str) {
     let mut g = golden(base, name);
     let expected: Vec<f32> = (0..3).flat_map(|i| g.file.read_f32(&format!("logits.{i}")).unwrap()).collect();
-    let error = relative(&logits(&g.model, &g.ids), &expected);
+    let error = relative(&logits(&g.model, &g.sequences.ids), &expected);
     assert!(error < 2e-6, "{name}: logits {error:e}");
 
-    let (batch, weight) = batch(&g);
+    let (batch, weight) = g.sequences.batch();
     for recompute in [false, true] {
         let (terms, grads) = gradients(&g.model, &batch, &weight, &HeadSpec::default(), recompute);
         let loss: f64 = terms.logp.iter().zip(&weight).map(|(&l, w)| -w * f64::from(l)).sum();
@@ -73,7 +51,7 @@ fn check(base: &str, name: &str) {
 
     g.model.merge_adapter(&Cpu::new()).unwrap();
     assert!(g.model.adapter().is_none() && g.model.params.iter().all(|(_, p)| p.trainable));
-    let error = relative(&logits(&g.model, &g.ids), &expected);
+    let error = relative(&logits(&g.model, &g.sequences.ids), &expected);
     assert!(error < 2e-6, "{name}: merged logits {error:e}");
     let mut compared = 0;
     for (id, param) in g.model.params.iter().filter(|(_, p)| p.name.contains("_proj.weight")) {
@@ -93,6 +71,19 @@ fn three_projections_agree_with_peft() {
 #[test]
 fn every_projection_with_biases_and_rslora_agrees_with_peft() {
     check("short", "rslora");
+}
+
+/// PEFT keeps the adapter of a bf16 model in f32; here it is computed in bf16 over f32 values, as everything is.
+#[test]
+fn bf16_is_no_further_from_f64_than_peft() {
+    for (base, name) in [("llama", "plain"), ("short", "rslora")] {
+        let mut model = Model::load(&Cpu::new(), golden_dir(base)).unwrap().in_bf16();
+        model.load_adapter(&adapter_dir(name)).unwrap();
+        assert!(model.params.iter().any(|(_, param)| param.trainable));
+        let open = |dir: PathBuf| SafetensorsFile::open(dir.join("bf16.safetensors")).unwrap();
+        let sequences = Sequences::read(&open(golden_dir(base)));
+        no_further_than_pytorch(name, &model, &open(adapter_dir(name)), &sequences);
+    }
 }
 
 fn lora(rank: usize, targets: &[&str]) -> Lora {
@@ -140,13 +131,18 @@ fn an_adapter_begins_at_zero_and_freezes_the_base() {
 
 #[test]
 fn sampled_logp_is_the_trainers_with_an_adapter_and_the_reference_is_the_base() {
-    let (model, base, ops) = (adapted(2), small(2), Cpu::new());
+    sampled_logp_is_the_trainers(&adapted(2), &small(2));
+    sampled_logp_is_the_trainers(&adapted(2).in_bf16(), &small(2).in_bf16());
+}
+
+fn sampled_logp_is_the_trainers(model: &Model, base: &Model) {
+    let ops = Cpu::new();
     let requests: Vec<Request> =
         [5, 64, 23].iter().map(|&n| Request { prompt: ids(n as u64, n), seeds: vec![1, 2] }).collect();
     let rules = Sampling { temperature: 0.8, max_tokens: 70, ..Sampling::default() };
     let spec = HeadSpec { temperature: 0.8, ..HeadSpec::default() };
     for max_batch in [1, 4] {
-        let engine = Engine::new(&ops, &model, &rules).unwrap().max_batch(max_batch).unwrap();
+        let engine = Engine::new(&ops, model, &rules).unwrap().max_batch(max_batch).unwrap();
         let done = engine.generate(&requests, &mut |_| ()).unwrap();
         let groups: Vec<(&[u32], Vec<&[u32]>)> = requests
             .iter()
@@ -157,7 +153,7 @@ fn sampled_logp_is_the_trainers_with_an_adapter_and_the_reference_is_the_base() 
         let sampled: Vec<u32> = done.iter().flatten().flat_map(|c| bits(&c.logp_gen)).collect();
         let weight = vec![1.0; batch.scored()];
         for recompute in [false, true] {
-            assert_eq!(bits(&gradients(&model, &batch, &weight, &spec, recompute).0.logp), sampled);
+            assert_eq!(bits(&gradients(model, &batch, &weight, &spec, recompute).0.logp), sampled);
         }
         let off = model.base_terms(&ops, &batch, &spec).unwrap().logp;
         assert_eq!(bits(&off), bits(&base.terms(&ops, &batch, &spec).unwrap().logp));

@@ -62,14 +62,16 @@ impl Memory {
     /// Of a training stage.
     pub fn of(config: &Config, sizes: &Sizes) -> Self {
         let whole = 4 * config.parameter_count();
-        let rounded = if sizes.dtype == Dtype::Bf16 { whole / 2 } else { 0 };
-        let frozen = if sizes.dtype == Dtype::Bf16 { rounded } else { whole };
+        // Matrices in bf16 lie beside their f32 values; those of a frozen model stand alone.
+        let bf16 = sizes.dtype == Dtype::Bf16;
+        let stored = |values: u64| if bf16 { values + values / 2 } else { values };
+        let frozen = if bf16 { whole / 2 } else { whole };
         let adapter = sizes.lora.as_ref().map(|lora| 4 * lora.parameter_count(config));
         let [reference, critic] = [sizes.reference, sizes.critic].map(u64::from);
-        let weights = (whole + rounded) * (1 + critic) + adapter.unwrap_or(0) + frozen * reference;
+        let weights = stored(whole) * (1 + critic) + stored(adapter.unwrap_or(0)) + frozen * reference;
         let optimizer = (3 + sizes.copies as u64) * adapter.unwrap_or(whole) + 3 * whole * critic;
         let activations = activations(config, sizes);
-        let cache = sizes.cached_tokens as u64 * config.kv_bytes_per_token(sizes.dtype == Dtype::Bf16);
+        let cache = sizes.cached_tokens as u64 * config.kv_bytes_per_token(bf16);
         let process = PROCESS + TOKEN * config.vocab_size as u64 + SLACK;
         let total = weights + optimizer + activations.max(cache) + process;
         Self { weights, optimizer, activations, cache, process, total }

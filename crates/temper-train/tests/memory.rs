@@ -69,25 +69,26 @@ fn compare_vocabulary(base: &Path) {
     let sets = ["stage.tokenizer.vocab_size=900", "stage.tokenizer.data.0.n=2000"].map(String::from);
     go(BASE, &[&sets[..], &[format!("stage.init.shape={{{shape}}}")]].concat(), &made, &mut Silent);
     let policy = format!("model.policy={{path=\"{}\"}}", made.join("model").display());
-    let figures = |kind: &str| {
+    let figures = |kind: &str, dtype: &str| {
         let terms = format!("stage.sft.terms=[{{weight=0.1,objective={{kind=\"{kind}\"}}}}]");
         let sets = [
             policy.clone(),
             "model.reference.policy_at=stage_start".into(),
             "stage.sft.micro_tokens=1500".into(),
             terms,
+            format!("dtype={dtype}"),
         ];
         let mut steps = Steps::default();
         buf::trim();
-        let recipe = go(SFT, &sets, &base.join(kind), &mut steps);
+        let recipe = go(SFT, &sets, &base.join(format!("{kind}_{dtype}")), &mut steps);
         let memory = plan::plan(&recipe).unwrap().last().unwrap().memory.unwrap();
         let expected = (memory.weights + memory.optimizer + memory.activations) as f64;
         (steps.0.last().unwrap().peak_live_bytes as f64, expected)
     };
-    let (plain, compared) = (figures("reference_kl"), figures("vocabulary_kl"));
+    let (plain, compared) = (figures("reference_kl", "f32"), figures("vocabulary_kl", "f32"));
     // What a thread packs in while it multiplies stays with it; the plan counts it as the process's.
     let scratch = 2e6;
-    for (measured, expected) in [plain, compared] {
+    for (measured, expected) in [plain, compared, figures("reference_kl", "bf16")] {
         assert!(
             measured > 0.9 * expected && measured < 1.1 * expected + scratch,
             "measured {measured}, expected {expected}"
@@ -102,10 +103,15 @@ fn compare() {
     let made = base.path().join("made");
     go(BASE, &[], &made, &mut Silent);
     let path = format!("model.policy={{path=\"{}\"}}", made.join("model").display());
-    for (i, (micro, recompute)) in [(600, false), (1500, true)].into_iter().enumerate() {
-        let sizes = (micro, recompute);
-        let sets =
-            [path.clone(), format!("stage.sft.micro_tokens={micro}"), format!("stage.sft.recompute={recompute}")];
+    let stages = [(600, false, "f32"), (1500, true, "f32"), (600, false, "bf16")];
+    for (i, sizes) in stages.into_iter().enumerate() {
+        let (micro, recompute, dtype) = sizes;
+        let sets = [
+            path.clone(),
+            format!("dtype={dtype}"),
+            format!("stage.sft.micro_tokens={micro}"),
+            format!("stage.sft.recompute={recompute}"),
+        ];
         let mut steps = Steps::default();
         buf::trim();
         let recipe = go(SFT, &sets, &base.path().join(i.to_string()), &mut steps);

@@ -116,6 +116,9 @@ impl Model {
         let a = self.params.add_matrix(&peft::tensor_name(layer, part, "A"), rank, k, a)?;
         let b = self.params.add_matrix(&peft::tensor_name(layer, part, "B"), n, rank, b)?;
         let place = targets::place(layer, part);
+        if self.shape.bf16 {
+            self.params.store_in_bf16();
+        }
         if let Some(projection) = self.projection_mut(layer, part) {
             projection.adapter = Some(Attached::Lora { a, b, scaling: scaling as f32, place });
         }

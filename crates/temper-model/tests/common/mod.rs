@@ -4,13 +4,68 @@
 pub mod gguf;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use temper_model::{Batch, Config, Model};
-use temper_tensor::{Cpu, GradSink, Grads, HeadCoef, HeadSpec, HeadTerms, Ops, ParamId, Tape};
+use temper_format::{ArraySource, SafetensorsFile};
+use temper_model::{Attend, Batch, Config, Model, ScoredSequence};
+use temper_tensor::{Cpu, GradSink, Grads, HeadCoef, HeadSpec, HeadTerms, Ops, ParamId, Segments, Tape};
 
 /// The directory of a golden model.
 pub fn golden_dir(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/model").join(name)
+}
+
+/// The directory of a golden adapter.
+pub fn adapter_dir(name: &str) -> PathBuf {
+    golden_dir(".").join("../adapter").join(name)
+}
+
+/// Sequences of a golden file, and the weights of their tokens.
+pub struct Sequences {
+    pub ids: Vec<Vec<u32>>,
+    pub weights: Vec<Vec<f64>>,
+}
+
+impl Sequences {
+    pub fn read(file: &SafetensorsFile) -> Self {
+        let read = |key: &str| (0..).map_while(|i| file.read_f32(&format!("{key}.{i}")).ok()).collect::<Vec<_>>();
+        let ids = read("ids").into_iter().map(|ids| ids.into_iter().map(|x| x as u32).collect()).collect();
+        let weights = read("weight").into_iter().map(|weight| weight.into_iter().map(f64::from).collect()).collect();
+        Self { ids, weights }
+    }
+
+    pub fn batch(&self) -> (Batch, Vec<f64>) {
+        let pairs = self.ids.iter().zip(&self.weights);
+        Batch::sequences(&pairs.map(|(ids, scored)| ScoredSequence { ids, scored }).collect::<Vec<_>>()).unwrap()
+    }
+}
+
+/// Logits of every row of independent sequences.
+pub fn logits(model: &Model, ids: &[Vec<u32>]) -> Vec<f32> {
+    let ops = Cpu::new();
+    let segments = Arc::new(Segments::sequences(&ids.iter().map(Vec::len).collect::<Vec<_>>()).unwrap());
+    let tape = Tape::new(&ops, &model.params, false);
+    let hidden = model.hidden(&tape, &ids.concat(), Attend::Segments(&segments), false).unwrap();
+    let w = model.params.matrix("head", model.head()).unwrap();
+    ops.to_host(&ops.head_logits(hidden.tensor(), w).unwrap()).unwrap()
+}
+
+/// Asserts that logits and gradients in bf16 are at most 1.1 times as far from f64 as PyTorch's (tests/golden/model_bf16.py), tensor by
+/// tensor. `file` holds those of what is trained.
+pub fn no_further_than_pytorch(name: &str, model: &Model, file: &SafetensorsFile, sequences: &Sequences) {
+    let text = std::fs::read_to_string(golden_dir("bf16.json")).unwrap();
+    let pytorch: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let within = |what: &str, got: &[f32]| {
+        let error = relative(got, &file.read_f32(what).unwrap());
+        let theirs = pytorch[name][what].as_f64().unwrap();
+        assert!(error < 1.1 * theirs && error > 1e-4, "{name}: {what} is {error:e} off, in PyTorch {theirs:e}");
+    };
+    within("logits", &logits(model, &sequences.ids[..3]));
+    let (batch, weight) = sequences.batch();
+    let (_, grads) = gradients(model, &batch, &weight, &HeadSpec::default(), false);
+    for (id, param) in model.params.iter().filter(|(_, param)| param.trainable) {
+        within(&param.name, &values(&grads, id));
+    }
 }
 
 /// A small model with large weights, so that its distributions are far from uniform.
@@ -71,7 +126,7 @@ pub fn accumulate(
 ) -> HeadTerms {
     let ops = Cpu::new();
     let tape = Tape::new(&ops, &model.params, true);
-    let attend = temper_model::Attend::Segments(&batch.segments);
+    let attend = Attend::Segments(&batch.segments);
     let hidden = model.hidden(&tape, &batch.ids, attend, recompute).unwrap();
     let scored = tape.gather_rows(&hidden, &batch.src).unwrap();
     let (rows, cols) = scored.tensor().shape();
