@@ -8,7 +8,7 @@ use common::{
 use std::path::PathBuf;
 use temper_format::{ArraySource, SafetensorsFile};
 use temper_model::{Attend, Batch, Engine, Lora, Model, Request, Sampling, ScoredSequence, adapter_base, is_adapter};
-use temper_tensor::{Cpu, Dropout, GradSink, Grads, HeadSpec, Hooks, Ops, Tape};
+use temper_tensor::{Cpu, Dropout, GradSink, Grads, HeadSpec, Hooks, Ops, ParamValue, Tape, Weight};
 
 struct Golden {
     model: Model,
@@ -79,7 +79,9 @@ fn bf16_is_no_further_from_f64_than_peft() {
     for (base, name) in [("llama", "plain"), ("short", "rslora")] {
         let mut model = Model::load(&Cpu::new(), golden_dir(base)).unwrap().in_bf16();
         model.load_adapter(&adapter_dir(name)).unwrap();
-        assert!(model.params.iter().any(|(_, param)| param.trainable));
+        let mut adapters = model.params.iter().filter(|(_, param)| param.trainable).peekable();
+        assert!(adapters.peek().is_some());
+        assert!(adapters.all(|(_, param)| matches!(param.value, ParamValue::Matrix(Weight::Bf16(_)))));
         let open = |dir: PathBuf| SafetensorsFile::open(dir.join("bf16.safetensors")).unwrap();
         let sequences = Sequences::read(&open(golden_dir(base)));
         no_further_than_pytorch(name, &model, &open(adapter_dir(name)), &sequences);

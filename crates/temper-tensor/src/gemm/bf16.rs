@@ -34,8 +34,8 @@ use crate::panels::{LANES, Panels};
 
 use super::{Grid, Output, part};
 pub(crate) use kernel::{Block, Tiles, peak, peak_flops, place};
+use latest::Kind;
 pub use latest::Rows;
-use latest::{Kind, packed as latest};
 pub(crate) use pack::{refresh, widen};
 
 /// Steps of the reduction in one block.
@@ -106,7 +106,7 @@ fn linear_dx_at<'x>(level: Level, dy: impl Into<Rows<'x>>, m: usize, w: &Bf16Pan
 
 /// Calls `with` with the left operand `x [m, k]` in strips.
 fn strips(level: Level, x: Rows, m: usize, k: usize, with: impl FnOnce(&[u32])) {
-    latest(Kind::Strips, x, (m, k), |x| pack::strips(level, x, m, k), with);
+    latest::packed(Kind::Strips, x, (m, k), |x| pack::strips(level, x, m, k), with);
 }
 
 /// How a product is cut.
@@ -279,7 +279,7 @@ fn linear_dw_at<'x>(level: Level, dy: &[f32], x: impl Into<Rows<'x>>, m: usize, 
     assert_eq!((dy.len(), x.values.len()), (m * n, m * k), "dy is [{m}, {n}] and x is [{m}, {k}]");
     let panels = pack::paired(level, dy, m, n, false);
     let right = in_place(panels.words(), blocks(m));
-    latest(
+    latest::packed(
         Kind::Turned,
         x,
         (m, k),

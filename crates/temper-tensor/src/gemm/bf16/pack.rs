@@ -196,6 +196,7 @@ mod avx512 {
         let odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
         let lines = first.as_chunks::<LANES>().0.iter().zip(second.as_chunks::<LANES>().0);
         for ((a, b), to) in lines.zip(out.as_chunks_mut::<{ 2 * LANES }>().0) {
+            // The next pair of panels' lines, which lie too far apart for the processor to foresee.
             for line in [a, b] {
                 _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(WORDS).cast());
             }
