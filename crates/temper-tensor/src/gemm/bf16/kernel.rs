@@ -2,11 +2,12 @@
 #![allow(unsafe_code)] // vector intrinsics on pointers with strides
 #![allow(clippy::needless_range_loop)] // loops over registers, which are named by row and panel
 
+use std::mem::MaybeUninit;
 use std::ptr;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
-use super::{Level, SIDE, STEPS, WORDS};
+use super::{DEPTH, Level, SIDE, STEPS, WORDS};
 use crate::isa::{Dot, Isa, mul_add, multiversion};
 use crate::panels::LANES;
 
@@ -121,49 +122,215 @@ unsafe fn run((isa, dot): Level, block: &Block) {
     }
 }
 
+/// By multiply-adds in f32: of each pair first the odd product, then the even one. A product of two bf16 is exact in f32, so that
+/// it makes no difference whether the addition is fused.
+///
 /// # Safety
 /// As for [`run`].
 unsafe fn widened(isa: Isa, block: &Block) {
-    for row in 0..block.rows {
-        for p in (0..2).filter(|p| !block.b[*p].is_null()) {
-            let skipped = row % LANES * LANES;
+    let most = match isa {
+        Isa::Avx512 => MOST,
+        Isa::Avx2 => 6,
+        Isa::Portable => 3,
+    };
+    let mut row = 0;
+    while row < block.rows {
+        let rows = most.min(LANES - row % LANES).min(block.rows - row);
+        for from in (0..block.blocks).step_by(DEPTH) {
+            let count = DEPTH.min(block.blocks - from);
+            // The rows as they are broadcast, for both panels.
+            let mut wide = [const { MaybeUninit::<Wide>::uninit() }; MOST * DEPTH];
+            let wide = &mut wide[..rows * count];
             // SAFETY: the caller vouches for the addresses.
-            let (a, b, c) = unsafe {
-                (
-                    std::slice::from_raw_parts(block.a[row / LANES].add(skipped), block.blocks * WORDS - skipped),
-                    std::slice::from_raw_parts(block.b[p], block.blocks * WORDS),
-                    &mut *block.c[p].add(row * block.c_row).cast::<[f32; LANES]>(),
-                )
+            let a = unsafe {
+                let first = block.a[row / LANES].add(from * WORDS + row % LANES * LANES);
+                std::slice::from_raw_parts(first, (count - 1) * WORDS + rows * LANES)
             };
-            if !block.acc {
-                c.fill(0.0);
+            widen_at(isa, a, rows, wide);
+            // SAFETY: `widen` wrote a line for each row of each block.
+            let a = unsafe { std::slice::from_raw_parts(wide.as_ptr().cast::<Wide>(), wide.len()) };
+            for p in (0..2).filter(|p| !block.b[*p].is_null()) {
+                let (c, c_row) = (block.c[p].wrapping_add(row * block.c_row), block.c_row);
+                let out = Sums { c, c_row, rows, acc: block.acc || from > 0 };
+                // SAFETY: as above.
+                let b = unsafe { std::slice::from_raw_parts(block.b[p].add(from * WORDS), count * WORDS) };
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: the caller vouches for addresses and level.
+                    Isa::Avx2 => unsafe { avx2::chains(a, b, &out) },
+                    _ => chains_at(isa, a, b, &out),
+                }
             }
-            chain_at(isa, a, b, c);
+        }
+        row += rows;
+    }
+}
+
+/// Most rows that are multiplied at once.
+const MOST: usize = 12;
+
+/// A row of a block: its 16 odd values, then the even ones.
+type Wide = [[f32; LANES]; 2];
+
+/// `rows` rows of each block, in `[blocks][rows]`.
+#[inline(always)]
+#[allow(clippy::inline_always)] // compiled into each level's function
+fn widen_body<const FMA: bool>(a: &[u32], rows: usize, wide: &mut [MaybeUninit<Wide>]) {
+    for (a, wide) in a.chunks(WORDS).zip(wide.chunks_exact_mut(rows)) {
+        for (pairs, wide) in a.as_chunks::<LANES>().0.iter().zip(wide) {
+            wide.write([pairs.map(odd), pairs.map(even)]);
         }
     }
 }
 
-/// One row: of each pair first the odd product, then the even one. A product of two bf16 is exact in f32, so that it makes no
-/// difference whether the addition is fused.
+/// The values of a pair.
 #[inline(always)]
-#[allow(clippy::inline_always)] // compiled into each level's function
-fn chain_body<const FMA: bool>(a: &[u32], b: &[u32], c: &mut [f32; LANES]) {
-    let mut sum = *c;
-    for (a, b) in a.chunks(WORDS).zip(b.chunks_exact(WORDS)) {
-        for (pair, lanes) in a.iter().zip(b.as_chunks::<LANES>().0) {
-            let (even, odd) = (f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000));
-            for l in 0..LANES {
-                sum[l] = mul_add::<FMA>(odd, f32::from_bits(lanes[l] & 0xffff_0000), sum[l]);
-                sum[l] = mul_add::<FMA>(even, f32::from_bits(lanes[l] << 16), sum[l]);
+#[allow(clippy::inline_always)] // as above
+fn odd(pair: u32) -> f32 {
+    f32::from_bits(pair & 0xffff_0000)
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always)] // as above
+fn even(pair: u32) -> f32 {
+    f32::from_bits(pair << 16)
+}
+
+/// Rows of 16 columns of C, at most [`MOST`].
+pub(crate) struct Sums {
+    c: *mut f32,
+    c_row: usize,
+    rows: usize,
+    acc: bool,
+}
+
+/// Sixteen chains for each row.
+#[inline(always)]
+#[allow(clippy::inline_always)] // as above
+fn chains_body<const FMA: bool>(a: &[Wide], b: &[u32], out: &Sums) {
+    match out.rows {
+        1 => chains::<FMA, 1>(a, b, out),
+        2 => chains::<FMA, 2>(a, b, out),
+        3 => chains::<FMA, 3>(a, b, out),
+        4 => chains::<FMA, 4>(a, b, out),
+        5 => chains::<FMA, 5>(a, b, out),
+        6 => chains::<FMA, 6>(a, b, out),
+        7 => chains::<FMA, 7>(a, b, out),
+        8 => chains::<FMA, 8>(a, b, out),
+        9 => chains::<FMA, 9>(a, b, out),
+        10 => chains::<FMA, 10>(a, b, out),
+        11 => chains::<FMA, 11>(a, b, out),
+        _ => chains::<FMA, 12>(a, b, out),
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always)] // as above
+fn chains<const FMA: bool, const R: usize>(a: &[Wide], b: &[u32], out: &Sums) {
+    let mut sums = [[0.0_f32; LANES]; R];
+    let c = |i: usize| out.c.wrapping_add(i * out.c_row).cast::<[f32; LANES]>();
+    if out.acc {
+        for i in 0..R {
+            // SAFETY: the caller vouches for the rows.
+            sums[i] = unsafe { *c(i) };
+        }
+    }
+    for (rows, b) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<WORDS>().0) {
+        for (pair, words) in b.as_chunks::<LANES>().0.iter().enumerate() {
+            for (half, lanes) in [words.map(odd), words.map(even)].into_iter().enumerate() {
+                for i in 0..R {
+                    for l in 0..LANES {
+                        sums[i][l] = mul_add::<FMA>(rows[i][half][pair], lanes[l], sums[i][l]);
+                    }
+                }
             }
         }
     }
-    *c = sum;
+    for i in 0..R {
+        // SAFETY: as above.
+        unsafe { *c(i) = sums[i] };
+    }
 }
 
 multiversion! {
     #[allow(dead_code)] // the level is always given
-    fn chain(a: &[u32], b: &[u32], c: &mut [f32; LANES]) = chain_body, chain_at;
+    fn widen_rows(a: &[u32], rows: usize, wide: &mut [MaybeUninit<Wide>]) = widen_body, widen_at;
+    #[allow(dead_code)] // as above
+    fn chains_of(a: &[Wide], b: &[u32], out: &Sums) = chains_body, chains_at;
+}
+
+/// [`chains`] on vectors of 8: what the compiler makes of it there keeps some sums in memory.
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m256, __m256i, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    };
+
+    use super::{LANES, Sums, WORDS, Wide};
+
+    /// Lanes of one vector.
+    const HALF: usize = LANES / 2;
+
+    /// # Safety
+    /// `out` has its rows of 16 values, at most 6; the processor has the instructions.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn chains(a: &[Wide], b: &[u32], out: &Sums) {
+        // SAFETY: the caller vouches for the rows.
+        unsafe {
+            match out.rows {
+                1 => kernel::<1>(a, b, out),
+                2 => kernel::<2>(a, b, out),
+                3 => kernel::<3>(a, b, out),
+                4 => kernel::<4>(a, b, out),
+                5 => kernel::<5>(a, b, out),
+                _ => kernel::<6>(a, b, out),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn odd(pairs: __m256i) -> __m256 {
+        _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-0x1_0000)))
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn even(pairs: __m256i) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn kernel<const R: usize>(a: &[Wide], b: &[u32], out: &Sums) {
+        // SAFETY: a line has 16 words; the caller vouches for C.
+        unsafe {
+            let mut sums: [[__m256; 2]; R] = [[_mm256_setzero_ps(); 2]; R];
+            if out.acc {
+                for i in 0..R {
+                    for h in 0..2 {
+                        sums[i][h] = _mm256_loadu_ps(out.c.add(i * out.c_row + HALF * h));
+                    }
+                }
+            }
+            for (rows, b) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<WORDS>().0) {
+                for (pair, words) in b.as_chunks::<LANES>().0.iter().enumerate() {
+                    let words = [0, HALF].map(|at| _mm256_loadu_si256(words[at..].as_ptr().cast()));
+                    for (half, lanes) in [words.map(|w| odd(w)), words.map(|w| even(w))].into_iter().enumerate() {
+                        for i in 0..R {
+                            let x = _mm256_set1_ps(rows[i][half][pair]);
+                            for h in 0..2 {
+                                sums[i][h] = _mm256_fmadd_ps(x, lanes[h], sums[i][h]);
+                            }
+                        }
+                    }
+                }
+            }
+            for i in 0..R {
+                for h in 0..2 {
+                    _mm256_storeu_ps(out.c.add(i * out.c_row + HALF * h), sums[i][h]);
+                }
+            }
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

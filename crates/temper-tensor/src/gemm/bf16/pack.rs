@@ -95,7 +95,11 @@ fn regroup(isa: Isa, first: &[u32; WORDS / 2], second: &[u32; WORDS / 2], out: &
         // SAFETY: the processor offers the level.
         return unsafe { avx512::regroup(first, second, out) };
     }
-    let _ = isa;
+    regroup_at(isa, first, second, out);
+}
+
+#[inline(always)]
+fn regroup_body<const FMA: bool>(first: &[u32; WORDS / 2], second: &[u32; WORDS / 2], out: &mut [u32; WORDS]) {
     for (i, panel) in [first, second].into_iter().enumerate() {
         for (line, to) in panel.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<{ 2 * LANES }>().0) {
             for j in 0..LANES / 2 {
@@ -215,6 +219,8 @@ multiversion! {
     fn strip(rows: &[f32], width: usize, steps: Range<usize>, out: &mut [u32]) = strip_body, strip_at;
     #[allow(dead_code)] // as above
     fn block(rows: &[f32], width: usize, from: usize, out: &mut [u32]) = block_body, block_at;
+    #[allow(dead_code)] // as above
+    fn regroup_of(first: &[u32; WORDS / 2], second: &[u32; WORDS / 2], out: &mut [u32; WORDS]) = regroup_body, regroup_at;
 }
 
 /// [`strip_body`] by the level's instructions.
