@@ -45,10 +45,13 @@ const FORK: usize = 1 << 13;
 /// Rows that are worth a task of their own when x is quantised.
 const QUANTISE: usize = 16;
 
-/// How products are computed: the level of the plain kernel, or `vpdpbusd`. All give the same bits.
+/// How products are computed: the level of the plain kernel, or instructions that multiply bytes (`vpmaddubsw`, `vpdpbusd`). All give
+/// the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Plain(Isa),
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
     #[cfg(target_arch = "x86_64")]
     Vnni,
 }
@@ -57,6 +60,8 @@ fn way() -> Way {
     #[cfg(target_arch = "x86_64")]
     if vnni() {
         return Way::Vnni;
+    } else if isa() >= Isa::Avx2 && is_x86_feature_detected!("f16c") {
+        return Way::Avx2;
     }
     Way::Plain(isa())
 }
@@ -125,6 +130,8 @@ fn quantised(way: Way, x: &[f32], k: usize, zero: i32, out: &mut [XBlock]) {
     let (chunk, per_row) = (QUANTISE * k, k / BLOCK);
     let quantise = |x: &[f32], out: &mut [XBlock]| match way {
         Way::Plain(isa) => quantise_at(isa, x, zero, out),
+        #[cfg(target_arch = "x86_64")]
+        Way::Avx2 => quantise_at(Isa::Avx2, x, zero, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the way is only ever taken where the processor offers it.
         Way::Vnni => unsafe { kernel::vnni::quantise(x, zero, out) },

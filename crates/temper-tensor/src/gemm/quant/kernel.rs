@@ -34,6 +34,14 @@ pub(super) unsafe fn run(
             1
         }
         #[cfg(target_arch = "x86_64")]
+        Way::Avx2 => {
+            let rows = avx2::rows(most);
+            assert!(x.len() >= rows * per_row && panel.len() == per_row * blocks.words(), "operands of one length");
+            // SAFETY: as asserted and as the caller vouches; the way is only ever taken where the processor offers it.
+            unsafe { avx2::run(blocks, panel.as_ptr(), x.as_ptr(), per_row, rows, y, stride, width) };
+            rows
+        }
+        #[cfg(target_arch = "x86_64")]
         Way::Vnni => {
             let rows = vnni::rows(most);
             assert!(x.len() >= rows * per_row && panel.len() == per_row * blocks.words(), "operands of one length");
@@ -102,6 +110,156 @@ multiversion! {
     /// Adds the products of one row of x with a panel.
     #[allow(dead_code)] // called at a given level
     fn row(blocks: Blocks, panel: &[u32], x: &[XBlock], y: &mut [f32; LANES]) = row_body, row_at;
+}
+
+/// Products of bytes by `vpmaddubsw`, whose sums of two have 16 bits.
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    #![allow(clippy::needless_range_loop)] // loops over registers
+    #![allow(clippy::cast_ptr_alignment)] // vectors are loaded and stored unaligned
+
+    use std::arch::x86_64::{
+        __m256, __m256i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi16,
+        _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8,
+        _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+        _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    };
+
+    use super::super::{OFFSET, SCALE, X_WORDS, XBlock, ZERO};
+    use crate::panels::LANES;
+    use crate::quant_panels::Blocks;
+
+    /// Bytes ahead of what is read that are fetched.
+    const AHEAD: usize = 4096;
+    /// Lanes of one vector.
+    const HALF: usize = LANES / 2;
+
+    /// How many of so many rows are taken at once.
+    pub(super) fn rows(most: usize) -> usize {
+        [4, 2].into_iter().find(|r| *r <= most).unwrap_or(1)
+    }
+
+    /// # Safety
+    /// The processor has AVX2, FMA and F16C; `rows` is one of [`rows`]; operands and output have so many rows.
+    pub(super) unsafe fn run(
+        blocks: Blocks,
+        panel: *const u32,
+        x: *const XBlock,
+        per_row: usize,
+        rows: usize,
+        y: *mut f32,
+        stride: usize,
+        width: usize,
+    ) {
+        macro_rules! by_rows {
+            ($nibbles:literal, $minimum:literal) => {
+                match rows {
+                    4 => kernel::<4, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
+                    2 => kernel::<2, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
+                    _ => kernel::<1, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
+                }
+            };
+        }
+        // SAFETY: the caller vouches for everything.
+        unsafe {
+            match blocks {
+                Blocks::Q4_0 => by_rows!(true, false),
+                Blocks::Q4_1 => by_rows!(true, true),
+                Blocks::Q8_0 => by_rows!(false, false),
+            }
+        }
+    }
+
+    /// `sum(q a)` of one row and the codes of 8 outputs.
+    #[target_feature(enable = "avx2")]
+    unsafe fn dot<const NIBBLES: bool>(codes: &[__m256i; 8], row: *const i32) -> __m256i {
+        let ones = _mm256_set1_epi16(1);
+        // SAFETY: the caller vouches for a block of x.
+        let word = |at: usize| _mm256_set1_epi32(unsafe { *row.add(at) });
+        if NIBBLES {
+            // Eight times two products of 15 and 127 stay within 16 bits.
+            let mut sum = _mm256_maddubs_epi16(codes[0], word(0));
+            for t in 1..8 {
+                sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes[t], word(t)));
+            }
+            return _mm256_add_epi32(word(ZERO), _mm256_madd_epi16(sum, ones));
+        }
+        // Magnitudes of codes, up to 128, by values with the codes' signs: two products of 128 and 127 stay within 16 bits.
+        let mut sum = _mm256_setzero_si256();
+        for t in 0..8 {
+            let code = _mm256_xor_si256(codes[t], _mm256_set1_epi8(i8::MIN));
+            let products = _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(word(t), code));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(products, ones));
+        }
+        sum
+    }
+
+    /// # Safety
+    /// As for [`run`].
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn kernel<const R: usize, const NIBBLES: bool, const MINIMUM: bool>(
+        panel: *const u32,
+        x: *const XBlock,
+        per_row: usize,
+        y: *mut f32,
+        stride: usize,
+        width: usize,
+    ) {
+        let nibble = _mm256_set1_epi8(0x0f);
+        let scale_words = if MINIMUM { LANES } else { LANES / 2 };
+        let words = scale_words + if NIBBLES { 4 } else { 8 } * LANES;
+        let mut aside = [[0.0_f32; LANES]; R];
+        // SAFETY: `per_row` blocks of the panel and of each row are read, and `width` columns of each row of y; a prefetch reads
+        // nothing that the program can see.
+        unsafe {
+            for r in 0..R {
+                y.add(r * stride).copy_to_nonoverlapping(aside[r].as_mut_ptr(), width);
+            }
+            let mut sums: [[__m256; 2]; R] = [[_mm256_setzero_ps(); 2]; R];
+            for r in 0..R {
+                sums[r] = [0, HALF].map(|at| _mm256_loadu_ps(aside[r].as_ptr().add(at)));
+            }
+            for b in 0..per_row {
+                let block = panel.add(b * words);
+                for line in 0..words.div_ceil(LANES) {
+                    _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line * LANES).wrapping_byte_add(AHEAD).cast());
+                }
+                for h in 0..2 {
+                    let mut codes = [_mm256_setzero_si256(); 8];
+                    for t in 0..if NIBBLES { 4 } else { 8 } {
+                        let word = block.add(scale_words + t * LANES + h * HALF);
+                        let both = _mm256_loadu_si256(word.cast());
+                        if NIBBLES {
+                            codes[t] = _mm256_and_si256(both, nibble);
+                            codes[t + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), nibble);
+                        } else {
+                            codes[t] = both;
+                        }
+                    }
+                    let halves = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(block.add(at + h * HALF / 2).cast()));
+                    let scale = halves(0);
+                    let minimum = if MINIMUM { halves(LANES / 2) } else { scale };
+                    for r in 0..R {
+                        let row: *const [u32; X_WORDS] = x.add(r * per_row + b);
+                        let dot = dot::<NIBBLES>(&codes, row.cast());
+                        let x = row.cast::<f32>();
+                        let scale = _mm256_mul_ps(scale, _mm256_set1_ps(*x.add(SCALE)));
+                        sums[r][h] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), sums[r][h]);
+                        if MINIMUM {
+                            sums[r][h] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(*x.add(OFFSET)), sums[r][h]);
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                for h in 0..2 {
+                    _mm256_storeu_ps(aside[r].as_mut_ptr().add(h * HALF), sums[r][h]);
+                }
+                y.add(r * stride).copy_from_nonoverlapping(aside[r].as_ptr(), width);
+            }
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

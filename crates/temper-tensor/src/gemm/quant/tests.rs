@@ -13,6 +13,10 @@ const SHAPES: [(usize, usize); 7] = [(1, 32), (16, 64), (17, 96), (48, 576), (31
 fn ways() -> Vec<Way> {
     let mut ways: Vec<_> = levels().into_iter().map(Way::Plain).collect();
     #[cfg(target_arch = "x86_64")]
+    if detected() >= Isa::Avx2 && is_x86_feature_detected!("f16c") {
+        ways.push(Way::Avx2);
+    }
+    #[cfg(target_arch = "x86_64")]
     if detected() == Isa::Avx512 && is_x86_feature_detected!("avx512vnni") {
         ways.push(Way::Vnni);
     }
@@ -224,6 +228,36 @@ fn subnormal_scales_are_read_by_every_way() {
         let first = run(ways()[0]);
         assert!(first.iter().any(|y| *y != 0.0) == (bits != 0));
         assert!(ways().into_iter().all(|way| run(way) == first), "{bits:x}");
+    }
+}
+
+/// Sums of products may have 16 bits on the way: the largest codes by the largest values, of every sign.
+#[test]
+fn the_largest_codes_do_not_overflow() {
+    let (n, k) = (16, 64);
+    for (blocks, code) in
+        [(Blocks::Q4_0, 0x00), (Blocks::Q4_0, 0xff), (Blocks::Q4_1, 0xff), (Blocks::Q8_0, 0x80), (Blocks::Q8_0, 0x7f)]
+    {
+        let mut raw = vec![code; n * k / BLOCK * blocks.bytes()];
+        for block in raw.chunks_mut(blocks.bytes()) {
+            block[..2].copy_from_slice(&f16::ONE.to_le_bytes());
+            if blocks.has_minimum() {
+                block[2..4].copy_from_slice(&f16::ZERO.to_le_bytes());
+            }
+        }
+        let w = QuantPanels::from_bytes(blocks, n, k, &raw).unwrap();
+        for x in [127.0, -127.0] {
+            let want = k as f64 * f64::from(x) * value(blocks, &raw, k, 0, 0);
+            for way in ways() {
+                let mut y = vec![0.0; 5 * n];
+                linear_at(way, &vec![x; 5 * k], 5, &w, &mut y, false);
+                assert!(
+                    y.iter().all(|y| f64::from(*y) == want),
+                    "{way:?} {blocks:?} {code:x} {x}: {} for {want}",
+                    y[0]
+                );
+            }
+        }
     }
 }
 
