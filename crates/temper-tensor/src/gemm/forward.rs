@@ -38,11 +38,14 @@ fn column(
 ) {
     let (n, k, panel) = (w.n(), w.k(), columns.start / LANES);
     let b = |p: usize| w.data()[((panel + p) * k + depth.start) * LANES..].as_ptr();
+    // A few rows are multiplied while the next panels come from memory; many find them in the second-level cache.
+    let next = if rows.len() <= 2 * ROWS { 2 * LANES * k } else { 0 };
     let b = [b(0), if columns.len() > LANES { b(1) } else { ptr::null() }];
     for row in rows.clone().step_by(ROWS) {
         let count = ROWS.min(rows.end - row);
         let (a, a_row, a_k) = left.at(row, depth.start);
-        let t = Tile { rows: count, depth: depth.len(), a, a_row, a_k, b, b_k: LANES, c: Tile::NO_C, c_row: n, acc };
+        let t =
+            Tile { rows: count, depth: depth.len(), a, a_row, a_k, b, b_k: LANES, next, c: Tile::NO_C, c_row: n, acc };
         // SAFETY: rows, panels and steps lie inside x and w; this task alone writes this rectangle of y.
         unsafe { place(isa, &t, out.get().add(row * n + columns.start), columns.len()) };
     }

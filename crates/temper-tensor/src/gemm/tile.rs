@@ -22,6 +22,8 @@ pub(crate) struct Tile {
     /// Two panels of 16 lanes; step r lies at `r * b_k`. The second may be null.
     pub b: [*const f32; 2],
     pub b_k: usize,
+    /// Floats from B to the panels that are multiplied next, if they are worth fetching from memory meanwhile; else zero.
+    pub next: usize,
     /// Outputs for the two panels; row i lies at `i * c_row`.
     pub c: [*mut f32; 2],
     pub c_row: usize,
@@ -49,7 +51,7 @@ pub(crate) unsafe fn tile(
     c_row: usize,
     acc: bool,
 ) {
-    let t = Tile { rows, depth, a, a_row, a_k, b: [b0, b1], b_k, c: [c0, c1], c_row, acc };
+    let t = Tile { rows, depth, a, a_row, a_k, b: [b0, b1], b_k, next: 0, c: [c0, c1], c_row, acc };
     // SAFETY: the caller vouches for the addresses, `isa()` for the instructions.
     unsafe { tile_at(isa(), &t) }
 }
@@ -151,8 +153,12 @@ mod avx512 {
 mod avx2 {
     use super::Tile;
     use std::arch::x86_64::{
-        __m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+        __m256, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_storeu_ps,
     };
+
+    /// Floats between what is used and what is fetched ahead: 32 steps of a panel.
+    const AHEAD: usize = 512;
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn tile(t: &Tile) {
@@ -160,7 +166,9 @@ mod avx2 {
             for p in 0..2 {
                 if !t.b[p].is_null() {
                     // SAFETY: row i is one of the tile's.
-                    let part = unsafe { t.part(i, p) };
+                    let mut part = unsafe { t.part(i, p) };
+                    // The first rows wait for their own panel, the others leave the memory free.
+                    part.next = if i == 0 { AHEAD } else { t.next };
                     by_rows!(&part, (t.rows - i).min(6), kernel, 2, [1, 2, 3, 4, 5, 6]);
                 }
             }
@@ -183,6 +191,9 @@ mod avx2 {
             let (mut a, mut b) = ([0, 3].map(|i| t.a.wrapping_add(i * s)), t.b[0]);
             for _ in 0..t.depth {
                 let lanes = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
+                if R >= 3 {
+                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(t.next).cast());
+                }
                 b = b.wrapping_add(t.b_k);
                 for i in 0..R {
                     let x = _mm256_set1_ps(*a[i / 3].add(i % 3 * s));
