@@ -127,6 +127,7 @@ unsafe fn run((isa, dot): Level, block: &Block) {
 ///
 /// # Safety
 /// As for [`run`].
+#[allow(clippy::large_stack_arrays)] // 27 KiB, of which no more is touched than is needed
 unsafe fn widened(isa: Isa, block: &Block) {
     let most = match isa {
         Isa::Avx512 => MOST,
