@@ -1,5 +1,5 @@
-"""docs/BENCHMARKS.md and its plots, from the results that were kept."""
-import json
+"""docs/BENCHMARKS.md, or another machine's document, and its plots, from the results that were kept."""
+import json, os
 from itertools import groupby
 from pathlib import Path
 
@@ -13,6 +13,13 @@ matplotlib.use("svg")
 matplotlib.rcParams.update({"svg.hashsalt": "temper", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 from matplotlib import pyplot
 
+DOCS = REPO / "docs"
+BENCHMARKS = DOCS / "benchmarks"
+SCALING = """## Scaling of Temper
+
+Each point is a run of its own of three steps, of which the last two count. The deviation is that of the memory that `temper plan` expects from the peak that was measured.
+
+"""
 CLOSE = 0.1  # how far a prediction of memory may be off
 
 
@@ -107,8 +114,8 @@ def pointed(p):
     return [p["series"], f"{p['x']:,}", amount(p["seconds"], "s"), number(p["tok_s"]), planned, f"{p['peak_gb']:.2f}", percent(deviation(p))]
 
 
-def scaling(name, result, plots):
-    """A curve's section."""
+def scaling(name, result, document, plots):
+    """A curve's section of a document."""
     curve = CURVES[name]
     text = f"### {curve.title}\n\n{curve.work[0].upper()}{curve.work[1:]}.\n\n"
     if result is None:
@@ -117,7 +124,7 @@ def scaling(name, result, plots):
     plots.mkdir(parents=True, exist_ok=True)
     plot(curve, points, plots / f"{name}.svg")
     head = ["", curve.axis, "a step", "tokens/s", "planned GB", "peak GB", "deviation"]
-    return text + f"Commit {result['commit']}.\n\n![{curve.title}](benchmarks/{name}.svg)\n\n" + table(head, [pointed(p) for p in points])
+    return text + f"Commit {result['commit']}.\n\n![{curve.title}]({plots.relative_to(document.parent)}/{name}.svg)\n\n" + table(head, [pointed(p) for p in points])
 
 
 def plans(results):
@@ -135,8 +142,17 @@ def plans(results):
     return text + "\n"
 
 
-def write(results, about):
-    """`results`: what was kept, by name; `about`: where and with what it was measured."""
+def others(document):
+    """Where the documents of other machines lie."""
+    machines = sorted(path for path in BENCHMARKS.glob("*.md") if path != document)
+    links = [f"[{path.stem}]({os.path.relpath(path, document.parent)})" for path in machines]
+    return f"Other machines: {', '.join(links)}.\n\n" if links else ""
+
+
+def write(results, about, machine=None):
+    """`results`: what was kept, by name; `about`: where and with what it was measured; `machine`: whose document, if not the main one."""
+    document = BENCHMARKS / f"{machine}.md" if machine else DOCS / "BENCHMARKS.md"
+    plots = BENCHMARKS / machine if machine else BENCHMARKS
     dates = sorted({r["date"] for r in results.values()})
     crowd = max(((r["other_cores"], name) for name, r in results.items()), default=(0.0, "-"))
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
@@ -149,15 +165,11 @@ warm-up (GRPO: after 1), and Temper's smallest and largest; decoding and reading
 peer with an allocator that keeps memory (glibc's MALLOC_* settings). Ratios are of speed, above 1 where Temper is faster; whether a target is met is judged by the first ratio and by Temper's memory.
 Prompts in decoding: ours has 64 tokens, shared by the 16 completions of a batch; transformers pads its own to the longest. Each completion has 64 tokens.
 
-{comparison(results)}
-{plans(results)}## Scaling of Temper
-
-Each point is a run of its own of three steps, of which the last two count. The deviation is that of the memory that `temper plan` expects from the peak that was measured.
-
-"""
-    docs = REPO / "docs"
-    curves = [scaling(name, results.get(name), docs / "benchmarks") for name in CURVES]
-    (docs / "BENCHMARKS.md").write_text(text + "\n".join(curves))
+{others(document)}{comparison(results)}
+{plans(results)}"""
+    if not machine or any(name in CURVES for name in results):
+        text += SCALING + "\n".join(scaling(name, results.get(name), document, plots) for name in CURVES)
+    document.write_text(text.rstrip("\n") + "\n")
 
 
 def kept(folder):

@@ -1,4 +1,4 @@
-"""Measures Temper and its peers on the same work, in turn, and writes docs/BENCHMARKS.md. Called by run.sh.
+"""Measures Temper and its peers on the same work, in turn, and writes docs/BENCHMARKS.md or a document of this machine. Called by run.sh.
 
 Each row is kept under PEER_HOME/results/COMMIT as soon as it is measured, so that an interrupted run goes on."""
 import argparse, json, os, platform, re, subprocess, sys, time
@@ -15,6 +15,7 @@ def arguments():
     p.add_argument("rows", nargs="*", metavar="ROW", help="only these (default: all)")
     p.add_argument("--again", action="store_true", help="measure anew what is kept")
     p.add_argument("--and", dest="earlier", metavar="COMMIT", help="write rows that are not measured at this commit from what is kept of that one")
+    p.add_argument("--machine", metavar="NAME", help="write docs/benchmarks/NAME.md, the document of another machine than that of docs/BENCHMARKS.md")
     p.add_argument("--of", metavar="COMMIT", help="measure nothing: write the document from what is kept of this commit")
     a = p.parse_args()
     if unknown := [row for row in a.rows if row not in {**ROWS, **CURVES}]:
@@ -89,7 +90,7 @@ def main():
         keep(path, found)
         print(f"{found['seconds']:.0f} s", file=sys.stderr)
     earlier = kept(HOME / "results" / a.earlier) if a.earlier else {}
-    write(earlier | kept(folder), json.loads((folder / "about.json").read_text()))
+    write(earlier | kept(folder), json.loads((folder / "about.json").read_text()), a.machine)
     if failed:
         sys.exit(f"failed, and not in the document: {', '.join(failed)}")
 

@@ -74,7 +74,9 @@ fn stages(
         }
     }
     if recipe.dtype == Dtype::Bf16 && temper_tensor::dot() == temper_tensor::Dot::Fma {
-        ctx.note("this processor has no products of bf16: `dtype = \"bf16\"` is computed by f32 multiply-adds, slowly");
+        ctx.note(
+            "this processor has no products of bf16: `dtype = \"bf16\"` is computed by f32 multiply-adds, which makes sampling faster, training not",
+        );
     }
     let first = ctx.state.stage;
     let mut held = Held { model: None, of: None };
