@@ -62,7 +62,7 @@ def compared(name, result):
     """A line of the comparison."""
     row = ROWS[name]
     if result is None:
-        return [row.what, "not measured", *[""] * 4, row.peer, "", "", target(row), "", ""]
+        return [row.what, "not measured", "", "", row.peer, "", "", "", target(row), "", ""]
     ours, theirs, kept = (result[side] for side in ("ours", "peer", "kept"))
     spread = f"{number(ours['low'])}-{number(ours['high'])}" if ours["steps"] > 1 else "-"
     if row.unit == "s" and ours["value"] < 1:
