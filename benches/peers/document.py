@@ -144,7 +144,7 @@ def plans(results):
 
 def others(document):
     """Where the documents of other machines lie."""
-    machines = sorted(path for path in BENCHMARKS.glob("*.md") if path != document)
+    machines = [path for path in [DOCS / "BENCHMARKS.md", *sorted(BENCHMARKS.glob("*.md"))] if path != document]
     links = [f"[{path.stem}]({os.path.relpath(path, document.parent)})" for path in machines]
     return f"Other machines: {', '.join(links)}.\n\n" if links else ""
 
@@ -156,7 +156,7 @@ def write(results, about, machine=None):
     dates = sorted({r["date"] for r in results.values()})
     crowd = max(((r["other_cores"], name) for name, r in results.items()), default=(0.0, "-"))
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    text = f"""# Temper and its peers on the same work
+    text = f"""# Temper and its peers on the same work{f": {machine}" if machine else ""}
 
 Made by `benches/peers/run.sh` (benches/peers/README.md) on {' to '.join(dates[:1] + dates[1:][-1:]) or 'no day'}; {about['machine']}; {versions}.
 

@@ -20,6 +20,8 @@ def arguments():
     a = p.parse_args()
     if unknown := [row for row in a.rows if row not in {**ROWS, **CURVES}]:
         p.error(f"no row {', '.join(unknown)}; there are {', '.join([*ROWS, *CURVES])}")
+    if a.machine and not re.fullmatch(r"[\w.-]*\w", a.machine):
+        p.error(f"no machine {a.machine!r}: a name is letters, digits, '-', '_' and '.'")
     for known in filter(None, (a.of, a.earlier)):
         if not (HOME / "results" / known / "about.json").exists():
             p.error(f"nothing is kept of {known} in {HOME / 'results'}")

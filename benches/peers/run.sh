@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures Temper and its peers on the same work, in turn, on this machine, and writes docs/BENCHMARKS.md; README.md says more.
+# Measures Temper and its peers on the same work, in turn, on this machine, and writes docs/BENCHMARKS.md or a document of this machine; README.md says more.
 #
 #   benches/peers/run.sh                           everything that is not yet measured at this commit (an hour and a half; leave the machine alone meanwhile)
 #   benches/peers/run.sh sft_f32 decode_1_f32      only these rows (--help lists them)

@@ -34,7 +34,8 @@ impl Isa {
 /// (see [`crate::gemm`] and [`crate::gemm::bf16`]), so that results are reproducible within one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Dot {
-    /// By the f32 multiply-adds of [`isa`], on values widened on the way: right everywhere, no faster than f32. The bits are
+    /// By the f32 multiply-adds of [`isa`], on values widened on the way: right everywhere; products are no faster than
+    /// in f32 unless weights come from memory. The bits are
     /// those of `Avx512`, unless a product or sum falls below the normal range.
     Fma,
     /// By `vdpbf16ps`.
@@ -177,11 +178,9 @@ pub fn dot() -> Dot {
 
 /// Whether products of quantised blocks run on `vpdpbusd`, on processors that have it at the highest level of [`isa`]. Their bits are
 /// the same without.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn vnni() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return isa() == Isa::Avx512 && is_x86_feature_detected!("avx512vnni");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    isa() == Isa::Avx512 && is_x86_feature_detected!("avx512vnni")
 }
 
 /// The name of what f32 products run on: tiles, or the multiply-adds of [`isa`]. Their bits differ.

@@ -75,7 +75,7 @@ fn stages(
     }
     if recipe.dtype == Dtype::Bf16 && temper_tensor::dot() == temper_tensor::Dot::Fma {
         ctx.note(
-            "this processor has no products of bf16: `dtype = \"bf16\"` is computed by f32 multiply-adds, which makes sampling faster, training not",
+            "this processor has no products of bf16: `dtype = \"bf16\"` is computed by f32 multiply-adds: sampling is faster than in f32, training slower",
         );
     }
     let first = ctx.state.stage;

@@ -20,7 +20,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buf::Buf;
-use crate::isa::{Isa, isa, multiversion, vnni};
+#[cfg(target_arch = "x86_64")]
+use crate::isa::vnni;
+use crate::isa::{Isa, isa, multiversion};
 use crate::panels::LANES;
 use crate::quant_panels::{BLOCK, QuantPanels};
 

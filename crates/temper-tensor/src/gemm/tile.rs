@@ -22,7 +22,9 @@ pub(crate) struct Tile {
     /// Two panels of 16 lanes; step r lies at `r * b_k`. The second may be null.
     pub b: [*const f32; 2],
     pub b_k: usize,
-    /// Floats from B to the panels that are multiplied next, if they are worth fetching from memory meanwhile; else zero.
+    /// Floats from B to the panels that are multiplied next, if they are worth fetching from memory meanwhile; else zero. The
+    /// kernels of other levels than AVX2 do without.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub next: usize,
     /// Outputs for the two panels; row i lies at `i * c_row`.
     pub c: [*mut f32; 2],

@@ -12,7 +12,7 @@ pub enum Dtype {
     #[default]
     F32,
     /// Matrices and what is multiplied by them are rounded to bfloat16 (AMX or AVX-512 BF16 where the processor has them,
-    /// else by f32 multiply-adds, about as fast as f32); norms, softmax and the head's normalisation stay f32.
+    /// else by f32 multiply-adds); norms, softmax and the head's normalisation stay f32.
     Bf16,
 }
 

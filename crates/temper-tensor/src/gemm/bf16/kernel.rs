@@ -24,7 +24,7 @@ pub(crate) struct Block {
     pub b: [*const u32; 2],
     /// Blocks that stand for 32 steps of the reduction in both operands: one, or with tiles three.
     pub parts: usize,
-    /// Length of the reduction.
+    /// Length of the reduction in blocks, at least one.
     pub blocks: usize,
     /// C for each panel; row i lies at `i * c_row`.
     pub c: [*mut f32; 2],
@@ -122,12 +122,12 @@ unsafe fn run((isa, dot): Level, block: &Block) {
     }
 }
 
-/// By multiply-adds in f32: of each pair first the odd product, then the even one. A product of two bf16 is exact in f32, so that
-/// it makes no difference whether the addition is fused.
+/// By multiply-adds in f32: of each pair first the odd product, then the even one. A product of two bf16 is exact in f32
+/// within its range, so that it makes no difference whether the addition is fused.
 ///
 /// # Safety
 /// As for [`run`].
-#[allow(clippy::large_stack_arrays)] // 27 KiB, of which no more is touched than is needed
+#[allow(clippy::large_stack_arrays)] // 27 KiB that nothing initialises
 unsafe fn widened(isa: Isa, block: &Block) {
     let most = match isa {
         Isa::Avx512 => MOST,
@@ -441,6 +441,74 @@ mod avx512 {
                         _mm512_storeu_ps(self.c[p].add(i * block.c_row), sums[i][p]);
                     }
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::bf16::pack::pair;
+    use crate::gemm::tests::random;
+    use crate::isa::levels;
+
+    /// Random blocks of pairs.
+    fn words(blocks: usize, seed: u64) -> Vec<u32> {
+        random(2 * blocks * WORDS, seed).as_chunks::<2>().0.iter().map(|[a, b]| pair(*a, *b)).collect()
+    }
+
+    /// Row `i` of a strip by column `j` of a panel: of each pair the odd product, then the even one.
+    fn chain(a: &[u32], i: usize, b: &[u32], j: usize, start: f32) -> f32 {
+        let pairs = a
+            .chunks(WORDS)
+            .zip(b.chunks(WORDS))
+            .flat_map(|(a, b)| (0..LANES).map(move |pair| (a[i * LANES + pair], b[pair * LANES + j])));
+        pairs.fold(start, |sum, (a, b)| even(a).mul_add(even(b), odd(a).mul_add(odd(b), sum)))
+    }
+
+    #[test]
+    fn every_number_of_rows_follows_the_definition_at_every_level() {
+        let (a, b, old) = (words(2, 1), words(2, 2), random(MOST * LANES, 3));
+        for (isa, rows) in levels().into_iter().flat_map(|isa| (1..=MOST).map(move |rows| (isa, rows))) {
+            let mut wide = vec![MaybeUninit::<Wide>::uninit(); 2 * rows];
+            widen_at(isa, &a, rows, &mut wide);
+            // SAFETY: a line was written for each row of each block.
+            let wide: Vec<Wide> = wide.into_iter().map(|line| unsafe { line.assume_init() }).collect();
+            let mut c = old.clone();
+            chains_at(isa, &wide, &b, &Sums { c: c.as_mut_ptr(), c_row: LANES, rows, acc: true });
+            for (at, (got, old)) in c.iter().zip(&old).enumerate() {
+                let want = if at < rows * LANES { chain(&a, at / LANES, &b, at % LANES, *old) } else { *old };
+                assert_eq!(*got, want, "{isa:?} {rows} rows, {at}");
+            }
+        }
+    }
+
+    /// More of the reduction than is widened at once, both strips, and both panels.
+    #[test]
+    fn a_long_reduction_is_one_chain() {
+        let blocks = 2 * DEPTH + 1;
+        let (a, b) = ([words(blocks, 4), words(blocks, 5)], [words(blocks, 6), words(blocks, 7)]);
+        for (isa, rows) in levels().into_iter().flat_map(|isa| [1, 15, 17, SIDE].map(|rows| (isa, rows))) {
+            let mut c = vec![f32::NAN; rows * SIDE];
+            let at = c.as_mut_ptr();
+            let block = Block {
+                rows,
+                columns: SIDE,
+                a: [a[0].as_ptr(), a[1].as_ptr()],
+                b: [b[0].as_ptr(), b[1].as_ptr()],
+                parts: 1,
+                blocks,
+                c: [at, at.wrapping_add(LANES)],
+                c_row: SIDE,
+                acc: false,
+            };
+            // SAFETY: strips and panels have so many blocks, and `c` so many rows.
+            unsafe { place((isa, Dot::Fma), &block) };
+            for (at, got) in c.iter().enumerate() {
+                let (i, j) = (at / SIDE, at % SIDE);
+                let want = chain(&a[i / LANES], i % LANES, &b[j / LANES], j % LANES, 0.0);
+                assert_eq!(*got, want, "{isa:?} {rows} rows, row {i}, column {j}");
             }
         }
     }
