@@ -112,6 +112,48 @@ multiversion! {
     fn row(blocks: Blocks, panel: &[u32], x: &[XBlock], y: &mut [f32; LANES]) = row_body, row_at;
 }
 
+/// Bytes ahead of what is read that are fetched.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 4096;
+
+/// A level's `rows` and `run` by its `kernel::<R, NIBBLES, MINIMUM>`, for the numbers of rows listed and for one.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_rows {
+    ([$($r:literal),+]) => {
+        /// How many of so many rows are taken at once.
+        pub(super) fn rows(most: usize) -> usize {
+            [$($r),+].into_iter().find(|r| *r <= most).unwrap_or(1)
+        }
+
+        /// # Safety
+        /// The processor has what the kernel is compiled for; `rows` is one of [`rows`]; operands and output have so many rows.
+        pub(super) unsafe fn run(
+            blocks: Blocks,
+            panel: *const u32,
+            x: *const XBlock,
+            per_row: usize,
+            rows: usize,
+            y: *mut f32,
+            stride: usize,
+            width: usize,
+        ) {
+            // SAFETY: the caller vouches for everything.
+            unsafe {
+                match (blocks, rows) {
+                    $(
+                        (Blocks::Q4_0, $r) => kernel::<$r, true, false>(panel, x, per_row, y, stride, width),
+                        (Blocks::Q4_1, $r) => kernel::<$r, true, true>(panel, x, per_row, y, stride, width),
+                        (Blocks::Q8_0, $r) => kernel::<$r, false, false>(panel, x, per_row, y, stride, width),
+                    )+
+                    (Blocks::Q4_0, _) => kernel::<1, true, false>(panel, x, per_row, y, stride, width),
+                    (Blocks::Q4_1, _) => kernel::<1, true, true>(panel, x, per_row, y, stride, width),
+                    (Blocks::Q8_0, _) => kernel::<1, false, false>(panel, x, per_row, y, stride, width),
+                }
+            }
+        }
+    };
+}
+
 /// Products of bytes by `vpmaddubsw`, whose sums of two have 16 bits.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
@@ -127,49 +169,14 @@ mod avx2 {
     };
 
     use super::super::{OFFSET, SCALE, X_WORDS, XBlock, ZERO};
+    use super::AHEAD;
     use crate::panels::LANES;
     use crate::quant_panels::Blocks;
 
-    /// Bytes ahead of what is read that are fetched.
-    const AHEAD: usize = 4096;
     /// Lanes of one vector.
     const HALF: usize = LANES / 2;
 
-    /// How many of so many rows are taken at once.
-    pub(super) fn rows(most: usize) -> usize {
-        [4, 2].into_iter().find(|r| *r <= most).unwrap_or(1)
-    }
-
-    /// # Safety
-    /// The processor has AVX2, FMA and F16C; `rows` is one of [`rows`]; operands and output have so many rows.
-    pub(super) unsafe fn run(
-        blocks: Blocks,
-        panel: *const u32,
-        x: *const XBlock,
-        per_row: usize,
-        rows: usize,
-        y: *mut f32,
-        stride: usize,
-        width: usize,
-    ) {
-        macro_rules! by_rows {
-            ($nibbles:literal, $minimum:literal) => {
-                match rows {
-                    4 => kernel::<4, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
-                    2 => kernel::<2, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
-                    _ => kernel::<1, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
-                }
-            };
-        }
-        // SAFETY: the caller vouches for everything.
-        unsafe {
-            match blocks {
-                Blocks::Q4_0 => by_rows!(true, false),
-                Blocks::Q4_1 => by_rows!(true, true),
-                Blocks::Q8_0 => by_rows!(false, false),
-            }
-        }
-    }
+    by_rows!([4, 2]);
 
     /// `sum(q a)` of one row and the codes of 8 outputs.
     #[target_feature(enable = "avx2")]
@@ -277,11 +284,9 @@ pub(super) mod vnni {
     };
 
     use super::super::{MAGNITUDE, OFFSET, SCALE, X_WORDS, XBlock, ZERO, finish, scale};
+    use super::AHEAD;
     use crate::panels::LANES;
     use crate::quant_panels::{BLOCK, Blocks};
-
-    /// Bytes ahead of what is read that are fetched.
-    const AHEAD: usize = 4096;
 
     /// As the plain body does it.
     ///
@@ -311,42 +316,7 @@ pub(super) mod vnni {
         }
     }
 
-    /// How many of so many rows are taken at once.
-    pub(super) fn rows(most: usize) -> usize {
-        [8, 4, 2].into_iter().find(|r| *r <= most).unwrap_or(1)
-    }
-
-    /// # Safety
-    /// The processor has AVX-512 with VNNI; `rows` is one of [`rows`]; operands and output have so many rows.
-    pub(super) unsafe fn run(
-        blocks: Blocks,
-        panel: *const u32,
-        x: *const XBlock,
-        per_row: usize,
-        rows: usize,
-        y: *mut f32,
-        stride: usize,
-        width: usize,
-    ) {
-        macro_rules! by_rows {
-            ($nibbles:literal, $minimum:literal) => {
-                match rows {
-                    8 => kernel::<8, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
-                    4 => kernel::<4, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
-                    2 => kernel::<2, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
-                    _ => kernel::<1, $nibbles, $minimum>(panel, x, per_row, y, stride, width),
-                }
-            };
-        }
-        // SAFETY: the caller vouches for everything.
-        unsafe {
-            match blocks {
-                Blocks::Q4_0 => by_rows!(true, false),
-                Blocks::Q4_1 => by_rows!(true, true),
-                Blocks::Q8_0 => by_rows!(false, false),
-            }
-        }
-    }
+    by_rows!([8, 4, 2]);
 
     /// # Safety
     /// As for [`run`].
