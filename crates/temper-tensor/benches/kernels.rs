@@ -49,7 +49,7 @@ fn decoding(c: &mut Criterion) {
     let (n, k) = (49_152, 576);
     let w = Panels::from_rows(&values(n * k), n, k);
     group.throughput(Throughput::Elements((4 * n * k) as u64));
-    for m in [1, 4, 16] {
+    for m in [1, 4, 16, 64] {
         let (x, mut y) = (values(m * k), values(m * n));
         group.bench_function(BenchmarkId::new("rows", m), |b| b.iter(|| linear(&x, m, &w, &mut y, false)));
     }

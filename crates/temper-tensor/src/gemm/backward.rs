@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::ptr;
 
-use super::tile::{ROWS, Tile, tile_at};
+use super::tile::{Next, ROWS, Tile, tile_at};
 use super::{DEPTH, Grid, Left, Output, WIDTH, pack, part, place, share};
 use crate::buf::Buf;
 use crate::isa::Isa;
@@ -71,7 +71,8 @@ fn chain(
                 ahead.fetch(strip);
                 let (a, a_row, a_k) = left.at(row, start);
                 let (count, depth) = (ROWS.min(rows.end - row), depth.len());
-                let t = Tile { rows: count, depth, a, a_row, a_k, b, b_k: WIDTH, next: 0, c: Tile::NO_C, c_row, acc };
+                let next = Next::NONE;
+                let t = Tile { rows: count, depth, a, a_row, a_k, b, b_k: WIDTH, next, c: Tile::NO_C, c_row, acc };
                 // SAFETY: rows and steps lie inside dy; this task alone writes this rectangle.
                 unsafe { place(isa, &t, c.add((row - rows.start) * c_row + from - columns.start), tile.len()) };
             }
@@ -100,19 +101,8 @@ pub(super) fn dw(isa: Isa, dy: &[f32], x: &[f32], m: usize, dw: &mut Panels) {
                 unsafe {
                     let c = out.get().add((panel * k + column) * LANES);
                     let c = [c, if pair { c.add(k * LANES) } else { ptr::null_mut() }];
-                    let t = Tile {
-                        rows,
-                        depth,
-                        a,
-                        a_row: 1,
-                        a_k: ROWS,
-                        b,
-                        b_k: WIDTH,
-                        next: 0,
-                        c,
-                        c_row: LANES,
-                        acc: true,
-                    };
+                    let (a_row, a_k, b_k, c_row, next) = (1, ROWS, WIDTH, LANES, Next::NONE);
+                    let t = Tile { rows, depth, a, a_row, a_k, b, b_k, next, c, c_row, acc: true };
                     tile_at(isa, &t);
                 }
             }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::ptr;
 
-use super::tile::{ROWS, Tile};
+use super::tile::{Next, ROWS, Tile};
 use super::{DEPTH, Grid, Left, Output, part, place};
 use crate::isa::Isa;
 use crate::panels::{LANES, Panels};
@@ -38,12 +38,13 @@ fn column(
 ) {
     let (n, k, panel) = (w.n(), w.k(), columns.start / LANES);
     let b = |p: usize| w.data()[((panel + p) * k + depth.start) * LANES..].as_ptr();
-    // A few rows are multiplied while the next panels come from memory; many find them in the second-level cache.
-    let next = if rows.len() <= 2 * ROWS { 2 * LANES * k } else { 0 };
     let b = [b(0), if columns.len() > LANES { b(1) } else { ptr::null() }];
+    // One or two rows wait for memory all the time; more leave it time to bring the next panels.
+    let share = if rows.len() > 2 { (depth.len() * LANES).div_ceil(rows.len()) } else { 0 };
     for row in rows.clone().step_by(ROWS) {
         let count = ROWS.min(rows.end - row);
         let (a, a_row, a_k) = left.at(row, depth.start);
+        let next = Next { ahead: 2 * LANES * k + (row - rows.start) * share, share };
         let t =
             Tile { rows: count, depth: depth.len(), a, a_row, a_k, b, b_k: LANES, next, c: Tile::NO_C, c_row: n, acc };
         // SAFETY: rows, panels and steps lie inside x and w; this task alone writes this rectangle of y.

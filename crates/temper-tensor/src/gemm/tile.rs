@@ -22,15 +22,28 @@ pub(crate) struct Tile {
     /// Two panels of 16 lanes; step r lies at `r * b_k`. The second may be null.
     pub b: [*const f32; 2],
     pub b_k: usize,
-    /// Floats from B to the panels that are multiplied next, if they are worth fetching from memory meanwhile; else zero. The
-    /// kernels of other levels than AVX2 do without.
+    /// What is fetched from memory meanwhile. The kernels of other levels than AVX2 do without.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    pub next: usize,
+    pub next: Next,
     /// Outputs for the two panels; row i lies at `i * c_row`.
     pub c: [*mut f32; 2],
     pub c_row: usize,
     /// Whether the chain starts from the old value of C.
     pub acc: bool,
+}
+
+/// What is fetched of the panels that are multiplied after a tile's own. Each row fetches a share of them, so that memory is busy
+/// all the time and not only while the first rows run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Next {
+    /// Floats from B to the share of the tile's first row; those of the others follow it.
+    pub ahead: usize,
+    /// Floats in the share of one row; zero where nothing is worth fetching.
+    pub share: usize,
+}
+
+impl Next {
+    pub(super) const NONE: Self = Self { ahead: 0, share: 0 };
 }
 
 /// The micro-kernel: `c[i][lane] (= or +=) sum over r < depth of a[i * a_row + r * a_k] * b[r * b_k + lane]` for
@@ -53,7 +66,7 @@ pub(crate) unsafe fn tile(
     c_row: usize,
     acc: bool,
 ) {
-    let t = Tile { rows, depth, a, a_row, a_k, b: [b0, b1], b_k, next: 0, c: [c0, c1], c_row, acc };
+    let t = Tile { rows, depth, a, a_row, a_k, b: [b0, b1], b_k, next: Next::NONE, c: [c0, c1], c_row, acc };
     // SAFETY: the caller vouches for the addresses, `isa()` for the instructions.
     unsafe { tile_at(isa(), &t) }
 }
@@ -159,47 +172,49 @@ mod avx2 {
         _mm256_storeu_ps,
     };
 
-    /// Floats between what is used and what is fetched ahead: 32 steps of a panel.
-    const AHEAD: usize = 512;
-
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn tile(t: &Tile) {
         for i in (0..t.rows).step_by(6) {
             for p in 0..2 {
                 if !t.b[p].is_null() {
                     // SAFETY: row i is one of the tile's.
-                    let mut part = unsafe { t.part(i, p) };
-                    // The first rows wait for their own panel, the others leave the memory free.
-                    part.next = if i == 0 { AHEAD } else { t.next };
-                    by_rows!(&part, (t.rows - i).min(6), kernel, 2, [1, 2, 3, 4, 5, 6]);
+                    let part = unsafe { t.part(i, p) };
+                    let rows = part.rows.min(6);
+                    if t.next.share == 0 {
+                        by_rows!(&part, rows, kernel, false, [1, 2, 3, 4, 5, 6]);
+                    } else {
+                        by_rows!(&part, rows, kernel, true, [1, 2, 3, 4, 5, 6]);
+                    }
                 }
             }
         }
     }
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn kernel<const R: usize, const H: usize>(t: &Tile) {
+    unsafe fn kernel<const R: usize, const FETCH: bool>(t: &Tile) {
         // SAFETY: the caller vouches for every address of the tile.
         unsafe {
-            let mut sums: [[__m256; H]; R] = [[_mm256_setzero_ps(); H]; R];
+            let mut sums: [[__m256; 2]; R] = [[_mm256_setzero_ps(); 2]; R];
             if t.acc {
                 for i in 0..R {
-                    for h in 0..H {
+                    for h in 0..2 {
                         sums[i][h] = _mm256_loadu_ps(t.c[0].add(i * t.c_row + 8 * h));
                     }
                 }
             }
             let s = t.a_row;
             let (mut a, mut b) = ([0, 3].map(|i| t.a.wrapping_add(i * s)), t.b[0]);
+            let (mut next, next_k) = (b.wrapping_add(t.next.ahead), (R * t.next.share).div_ceil(t.depth));
             for _ in 0..t.depth {
                 let lanes = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
-                if R >= 3 {
-                    _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(t.next).cast());
+                if FETCH {
+                    _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                    next = next.wrapping_add(next_k);
                 }
                 b = b.wrapping_add(t.b_k);
                 for i in 0..R {
                     let x = _mm256_set1_ps(*a[i / 3].add(i % 3 * s));
-                    for h in 0..H {
+                    for h in 0..2 {
                         sums[i][h] = _mm256_fmadd_ps(x, lanes[h], sums[i][h]);
                     }
                 }
@@ -208,7 +223,7 @@ mod avx2 {
                 }
             }
             for i in 0..R {
-                for h in 0..H {
+                for h in 0..2 {
                     _mm256_storeu_ps(t.c[0].add(i * t.c_row + 8 * h), sums[i][h]);
                 }
             }
@@ -268,6 +283,7 @@ impl Tile {
     unsafe fn part(&self, i: usize, p: usize) -> Self {
         // SAFETY: the pointers stay inside the tile's operands.
         let (a, c) = unsafe { (self.a.add(i * self.a_row), self.c[p].add(i * self.c_row)) };
-        Self { rows: self.rows - i, a, b: [self.b[p], std::ptr::null()], c: [c, std::ptr::null_mut()], ..*self }
+        let next = Next { ahead: self.next.ahead + i * self.next.share, ..self.next };
+        Self { rows: self.rows - i, a, b: [self.b[p], std::ptr::null()], next, c: [c, std::ptr::null_mut()], ..*self }
     }
 }
