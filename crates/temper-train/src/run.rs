@@ -75,7 +75,7 @@ fn stages(
     }
     if recipe.dtype == Dtype::Bf16 && temper_tensor::dot() == temper_tensor::Dot::Fma {
         ctx.note(
-            "this processor has no products of bf16: `dtype = \"bf16\"` is computed by f32 multiply-adds: sampling is faster than in f32, training slower",
+            "this processor has no products of bf16: `dtype = \"bf16\"` is computed by f32 multiply-adds, no faster in training than f32",
         );
     }
     let first = ctx.state.stage;
