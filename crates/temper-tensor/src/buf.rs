@@ -185,6 +185,7 @@ impl Block {
     fn grow(&mut self, len: usize) {
         debug_assert!(len <= self.cap);
         if len > self.init {
+            self.advise_huge_pages(len);
             // SAFETY: `init <= len <= cap`, so the range lies in our allocation.
             unsafe { self.ptr.as_ptr().add(self.init).write_bytes(0, len - self.init) };
             self.init = len;
@@ -198,9 +199,23 @@ impl Block {
         let raw = unsafe { alloc(layout) };
         #[allow(clippy::cast_ptr_alignment)] // the layout asks for 64 bytes or more
         let Some(ptr) = NonNull::new(raw.cast::<f32>()) else { handle_alloc_error(layout) };
-        advise_huge_pages(raw, layout.size());
         Self { ptr, cap, init: 0 }
     }
+
+    /// Asks for huge pages where half of a page or more is about to be written. Others would hold memory for room that nothing uses.
+    #[cfg(target_os = "linux")]
+    fn advise_huge_pages(&self, len: usize) {
+        const PAGE: usize = HUGE_PAGE / F32;
+        let (from, to) = (self.init / PAGE * PAGE, ((len + PAGE / 2) / PAGE).min(self.cap / PAGE) * PAGE);
+        if to > from {
+            // SAFETY: the range lies in our own allocation, which is aligned to huge pages where it has one; the call only gives advice
+            // and its failure is harmless.
+            unsafe { libc::madvise(self.ptr.as_ptr().add(from).cast(), (to - from) * F32, libc::MADV_HUGEPAGE) };
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn advise_huge_pages(&self, _len: usize) {}
 
     fn release(self) {
         // SAFETY: allocated by `allocate` with the same layout, and owned.
@@ -218,17 +233,6 @@ fn layout(cap: usize) -> Layout {
 fn capacity_overflow(len: usize) -> ! {
     panic!("a buffer of {len} floats does not fit the address space")
 }
-
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(ptr: *mut u8, bytes: usize) {
-    if bytes >= HUGE_PAGE {
-        // SAFETY: the range is our own allocation, page aligned; the call only gives advice and its failure is harmless.
-        unsafe { libc::madvise(ptr.cast(), bytes, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_ptr: *mut u8, _bytes: usize) {}
 
 /// Has blocks of [`MAPPED`] bytes or more mapped by themselves, so that those given back are the system's again. Left alone, glibc moves the
 /// limit up to the largest block that was ever freed (32 MiB at most), and keeps what lies between others that are in use.
@@ -417,6 +421,23 @@ mod tests {
         assert_eq!([0, 7].map(room), [0, 7]);
         let buf = Buf::zeros_in(100, 5000);
         assert!(buf.len() == 100 && buf.block.cap >= 5000 && buf.block.init == 100);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn room_that_nothing_uses_takes_no_memory() {
+        let mut buf = Buf::zeros_in(100, 11 << 20);
+        let resident = |buf: &Buf| {
+            let mut pages = vec![0; buf.block.cap * F32 / 4096];
+            // SAFETY: the range is the block's, and there is a byte for each of its pages.
+            let rc = unsafe { libc::mincore(buf.block.ptr.as_ptr().cast(), buf.block.cap * F32, pages.as_mut_ptr()) };
+            assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
+            pages.iter().filter(|page| **page & 1 == 1).count() * 4096
+        };
+        assert!(resident(&buf) <= 16 << 12, "{} bytes for 100 floats", resident(&buf));
+        let len = 5 << 19; // five huge pages
+        buf.block.grow(len + 7);
+        assert!((len * F32..=len * F32 + (16 << 12)).contains(&resident(&buf)), "{} bytes", resident(&buf));
     }
 
     #[test]
