@@ -14,6 +14,8 @@ use crate::head::CHUNK_FLOATS;
 const ALIGN: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 const F32: usize = size_of::<f32>();
+/// Floats of a huge page.
+const HUGE: usize = HUGE_PAGE / F32;
 /// How much more than the peak use is kept in all.
 const SLACK: usize = 64 << 20;
 
@@ -199,28 +201,42 @@ impl Block {
         let raw = unsafe { alloc(layout) };
         #[allow(clippy::cast_ptr_alignment)] // the layout asks for 64 bytes or more
         let Some(ptr) = NonNull::new(raw.cast::<f32>()) else { handle_alloc_error(layout) };
-        Self { ptr, cap, init: 0 }
+        let block = Self { ptr, cap, init: 0 };
+        if cap >= HUGE {
+            block.advise(0..cap, Pages::Small);
+        }
+        block
     }
 
     /// Asks for huge pages where half of a page or more is about to be written. Others would hold memory for room that nothing uses.
-    #[cfg(target_os = "linux")]
     fn advise_huge_pages(&self, len: usize) {
-        const PAGE: usize = HUGE_PAGE / F32;
-        let (from, to) = (self.init / PAGE * PAGE, ((len + PAGE / 2) / PAGE).min(self.cap / PAGE) * PAGE);
+        let (from, to) = (self.init / HUGE, ((len + HUGE / 2) / HUGE).min(self.cap / HUGE));
         if to > from {
-            // SAFETY: the range lies in our own allocation, which is aligned to huge pages where it has one; the call only gives advice
-            // and its failure is harmless.
-            unsafe { libc::madvise(self.ptr.as_ptr().add(from).cast(), (to - from) * F32, libc::MADV_HUGEPAGE) };
+            self.advise(from * HUGE..to * HUGE, Pages::Huge);
         }
     }
 
+    #[cfg(target_os = "linux")]
+    fn advise(&self, floats: std::ops::Range<usize>, pages: Pages) {
+        let advice = if pages == Pages::Huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        // SAFETY: the range lies in our own allocation and begins at a huge page; the call only gives advice and its failure is harmless.
+        unsafe { libc::madvise(self.ptr.as_ptr().add(floats.start).cast(), floats.len() * F32, advice) };
+    }
+
     #[cfg(not(target_os = "linux"))]
-    fn advise_huge_pages(&self, _len: usize) {}
+    fn advise(&self, _floats: std::ops::Range<usize>, _pages: Pages) {}
 
     fn release(self) {
         // SAFETY: allocated by `allocate` with the same layout, and owned.
         unsafe { dealloc(self.ptr.as_ptr().cast(), layout(self.cap)) };
     }
+}
+
+/// What a block is asked to lie in. A system that is set to use huge pages everywhere does so unless asked not to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    Small,
+    Huge,
 }
 
 fn layout(cap: usize) -> Layout {
@@ -424,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))] // pages of 4 KiB
     fn room_that_nothing_uses_takes_no_memory() {
         let mut buf = Buf::zeros_in(100, 11 << 20);
         let resident = |buf: &Buf| {
